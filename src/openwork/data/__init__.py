@@ -1,0 +1,24 @@
+"""Images held in memory, served in augmented batches."""
+
+from openwork.data.augment import normalise, pad_crop_flip, random_pad_crop_flip
+from openwork.data.cifar import Cifar10, Cifar100
+from openwork.data.digits import Digits
+from openwork.data.files import ImageFolder, Parquet
+from openwork.data.images import NORMALISATIONS, DataError, Images, ImageSource
+from openwork.data.loader import BatchLoader
+
+__all__ = [
+    "NORMALISATIONS",
+    "BatchLoader",
+    "Cifar10",
+    "Cifar100",
+    "DataError",
+    "Digits",
+    "ImageFolder",
+    "ImageSource",
+    "Images",
+    "Parquet",
+    "normalise",
+    "pad_crop_flip",
+    "random_pad_crop_flip",
+]
