@@ -1,0 +1,119 @@
+"""The kernel table: which function computes which product on which backend.
+
+Four products cover every layout, because every layout is stored as one :class:`~openwork.pattern.Pattern`:
+
+=====================  ==========================================================================================
+``linear``             ``(x[B, C], values[K, h], pattern, bias | None) -> y[B, R]``
+``linear_backward``    ``(g[B, R], x | None, values | None, pattern) -> (dx | None, dvalues | None)``
+``conv2d``             ``(x[N, Cin, H, W], values, pattern, bias | None, window) -> y[N, R, Ho, Wo]``
+``conv2d_backward``    ``(g, x | None, values | None, pattern, window, input_size) -> (dx | None, dvalues | None)``
+=====================  ==========================================================================================
+
+A backward without ``values`` skips the input gradient, one without ``x`` skips the weight gradient; the latter alone is the
+sampled product (sddmm).  Adding a backend is one module that registers these four names, and one line in ``MODULES``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Kernel = Callable[..., Any]
+F = TypeVar("F", bound=Kernel)
+
+MODULES = {"reference": "openwork.kernels.reference", "cpu": "openwork.kernels.cpu"}
+OPS = ("linear", "linear_backward", "conv2d", "conv2d_backward")
+
+_table: dict[tuple[str, str], Kernel] = {}
+_warned: set[tuple[str, torch.dtype]] = set()
+
+
+def register(op: str, backend: str) -> Callable[[F], F]:
+    """Decorator that enters a function in the table.
+
+    Raises:
+        ValueError: ``op`` is not one of ``OPS``.
+    """
+    if op not in OPS:
+        raise ValueError(f"op={op!r} must be one of {', '.join(OPS)}")
+
+    def enter(function: F) -> F:
+        _table[op, backend] = function
+        return function
+
+    return enter
+
+
+def lookup(op: str, backend: str) -> Kernel:
+    """The function for ``op`` on ``backend``; imports the backend at first use.
+
+    Raises:
+        ValueError: the backend is unknown or cannot be loaded here, or it lacks ``op``.
+    """
+    try:
+        return _table[op, backend]
+    except KeyError:
+        pass
+    if backend not in MODULES:
+        raise ValueError(f"kernel={backend!r} must be one of {', '.join(MODULES)}")
+    if not _loads(backend):
+        raise ValueError(f"kernel={backend!r} cannot be used here; available: {', '.join(available())}")
+    if (op, backend) not in _table:
+        raise ValueError(f"kernel={backend!r} has no op {op!r}")
+    return _table[op, backend]
+
+
+@functools.cache
+def _loads(backend: str) -> bool:
+    try:
+        importlib.import_module(MODULES[backend])
+    except ModuleNotFoundError as missing:
+        if missing.name is not None and missing.name.startswith("openwork._"):
+            return False
+        raise
+    return True
+
+
+def available() -> tuple[str, ...]:
+    """Names of the backends that load on this machine."""
+    return tuple(name for name in MODULES if _loads(name))
+
+
+def supports(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``backend`` computes in ``dtype`` on ``device``."""
+    return backend == "reference" or (device.type == backend and dtype == torch.float32)
+
+
+def choose(device: torch.device | str, dtype: torch.dtype, requested: str | None = None) -> str:
+    """The backend for tensors of ``dtype`` on ``device``.
+
+    Args:
+        device: where the layer's values are.
+        dtype: their type.
+        requested: a backend's name, or None (or ``"auto"``) for the fastest that there is.  Where that is only ``reference``,
+            which unpacks every weight to dense, a warning says so once for each device type and dtype.
+
+    Raises:
+        ValueError: ``requested`` is unknown, does not load, or does not support this device and dtype.
+    """
+    device = torch.device(device)
+    if requested is not None and requested != "auto":
+        lookup("linear", requested)
+        if not supports(requested, device, dtype):
+            raise ValueError(f"kernel={requested!r} computes in torch.float32 on the {requested}; got {dtype} on {device.type}")
+        return requested
+    for backend in available():
+        if backend != "reference" and supports(backend, device, dtype):
+            return backend
+    if (device.type, dtype) not in _warned:
+        _warned.add((device.type, dtype))
+        warnings.warn(
+            f"no sparse kernel for {dtype} on {device.type}: using kernel='reference', which computes densely",
+            stacklevel=2,
+        )
+    return "reference"

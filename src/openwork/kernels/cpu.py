@@ -1,0 +1,177 @@
+"""The products on the CPU, in float32, by the native module.
+
+Tensors cross as addresses, so everything that the native code may touch is checked here: dtype, device, contiguity and sizes.  The
+indices of a pattern are checked by the native code itself while it turns them into offsets, on every call, so that not even an
+index that was overwritten in place can make it read outside its buffers.
+
+The number of threads is torch's.  Outputs and input gradients do not depend on it, bit for bit; a convolution's weight gradient is
+a sum over threads, so it is the same in every run with the same number of threads only.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+import openwork._native as native
+from openwork.kernels import register
+from openwork.kernels.window import Pair, Window
+from openwork.pattern import Pattern
+
+_Index = tuple[Tensor, Tensor, Tensor]
+_transposed = WeakTensorKeyDictionary()
+_transposed_lock = threading.Lock()
+
+
+@register("linear", "cpu")
+def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> Tensor:
+    """``x W^T + bias``, panel by panel of the batch."""
+    x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
+    y = x.new_empty(x.shape[0], pattern.shape[0])
+    native.linear_forward(x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_stored(pattern, values), _threads())
+    return y
+
+
+@register("linear_backward", "cpu")
+def linear_backward(
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern
+) -> tuple[Tensor | None, Tensor | None]:
+    """``g W`` and ``g^T x`` at the stored positions.
+
+    Row groups of height 1 take the input gradient as a forward product of the transposed structure, which is built once for each
+    pattern: gathering is more than twice as fast as scattering single rows.
+    """
+    g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
+    dx = None if values is None else g.new_empty(g.shape[0], pattern.shape[1])
+    dvalues = None if x is None else g.new_empty(pattern.value_shape)
+    scattered = dx
+    if values is not None and dx is not None and pattern.height == 1:
+        native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *_turned(pattern, values, 1), _threads())
+        scattered = None
+    if scattered is not None or dvalues is not None:
+        native.linear_backward(
+            g.data_ptr(), _address(x), _address(scattered), _address(dvalues), g.shape[0], *_stored(pattern, values), _threads()
+        )
+    return dx, dvalues
+
+
+@register("conv2d", "cpu")
+def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window) -> Tensor:
+    """The convolution, line by line of 16 images at a time."""
+    x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
+    size = (x.shape[2], x.shape[3])
+    y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
+    native.conv_forward(
+        x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_geometry(size, window), *_stored(pattern, values), _threads()
+    )
+    return y
+
+
+@register("conv2d_backward", "cpu")
+def conv2d_backward(
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, window: Window, input_size: Pair
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients with respect to the input and to the stored values, in one pass over the output gradient where they share it.
+
+    As for linear layers, height 1 takes the input gradient as a forward convolution of the transposed structure; with a stride,
+    where that would be one convolution for each phase, it scatters.
+    """
+    g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
+    batch = g.shape[0]
+    dx = None if values is None else g.new_empty(batch, pattern.shape[1] // window.taps, *input_size)
+    dvalues = None if x is None else g.new_empty(pattern.value_shape)
+    scattered = dx
+    if values is not None and dx is not None and pattern.height == 1 and window.stride == (1, 1):
+        flipped = _geometry((g.shape[2], g.shape[3]), _flipped(window))
+        turned = _turned(pattern, values, window.taps)
+        native.conv_forward(g.data_ptr(), dx.data_ptr(), 0, batch, *flipped, *turned, _threads())
+        scattered = None
+    if scattered is not None or dvalues is not None:
+        native.conv_backward(
+            g.data_ptr(), _address(x), _address(scattered), _address(dvalues), batch,
+            *_geometry(input_size, window), *_stored(pattern, values), _threads(),
+        )  # fmt: skip
+    return dx, dvalues
+
+
+def scratch_bytes() -> int:
+    """Bytes of scratch memory that the kernels keep between calls; at most ``native.SCRATCH_LIMIT``."""
+    return native.scratch_bytes()
+
+
+def release_scratch() -> None:
+    """Give the kernels' idle scratch memory back to the system."""
+    native.release_scratch()
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise ValueError(f"kernel='cpu' computes in torch.float32 on the cpu; got {tensor.dtype} on {tensor.device}")
+    return tensor.contiguous()
+
+
+def _plain_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _plain(tensor)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _check_index(pattern: Pattern) -> None:
+    rows, offsets, cols = pattern.rows, pattern.offsets, pattern.cols
+    for name, tensor in (("rows", rows), ("offsets", offsets), ("cols", cols)):
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+            raise ValueError(f"the pattern's {name} must be contiguous int32, got {tensor.dtype}")
+    if offsets.shape[0] != rows.shape[0] + 1:
+        raise ValueError(f"the pattern has {rows.shape[0]} groups and {offsets.shape[0]} offsets; it needs one more than groups")
+
+
+def _stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
+    _check_index(pattern)
+    return (
+        _address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
+        *pattern.shape, *pattern.rows.shape, pattern.cols.shape[0],
+    )  # fmt: skip
+
+
+def _turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
+    """The transposed weight of a pattern of height 1, its values taken through ``order``."""
+    offsets, cols, order = _transposition(pattern, taps)
+    inputs = pattern.shape[1] // taps
+    shape = (inputs, pattern.shape[0] * taps)
+    return (values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, inputs, 1, len(cols))
+
+
+def _transposition(pattern: Pattern, taps: int) -> _Index:
+    # The index tensors of a layer live until its topology changes, so the transposition is kept with them.
+    key = (taps, pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    with _transposed_lock:
+        found = _transposed.get(pattern.cols)
+    if found is not None and found[0] == key:
+        index: _Index = found[1]
+        return index
+    _check_index(pattern)
+    offsets = torch.empty(pattern.shape[1] // taps + 1, dtype=torch.int32)
+    cols, order = torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
+    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *_stored(pattern, None))
+    with _transposed_lock:
+        _transposed[pattern.cols] = (key, (offsets, cols, order))
+    return offsets, cols, order
+
+
+def _geometry(size: Pair, window: Window) -> tuple[int, ...]:
+    return (*size, *window.kernel_size, *window.stride, *window.padding, *window.dilation)
+
+
+def _flipped(window: Window) -> Window:
+    """The window that carries an output's gradient back to the input, for stride 1; its padding can be negative."""
+    pads = tuple(d * (k - 1) - p for d, k, p in zip(window.dilation, window.kernel_size, window.padding, strict=True))
+    return Window(window.kernel_size, (1, 1), (pads[0], pads[1]), window.dilation)
