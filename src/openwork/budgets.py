@@ -1,0 +1,102 @@
+"""How a global sparsity is shared among layers: shapes in, densities out, no state.
+
+``N_l`` is the number of weights of layer ``l``.  Every budget returns one density per layer such that the densities, weighted
+by ``N_l``, add up to the asked density of all layers together, those that a user has fixed included: to leave a layer out of
+the sum, exclude it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+Shapes = Mapping[str, tuple[int, ...]]
+Densities = dict[str, float]
+Budget = Callable[..., Densities]
+
+
+class BudgetError(ValueError):
+    """The asked sparsity cannot be met by the asked distribution."""
+
+
+def active_weights(total: int, density: float) -> int:
+    """``N - floor((1 - density) * N)``, the canonical exact count (RigL's rounding)."""
+    # The guard keeps 0.9 * 1000 = 900.0000000000001 and 899.9999999 at the 900 that was meant.
+    return total - math.floor((1.0 - density) * total + 1e-6)
+
+
+def uniform(shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None) -> Densities:
+    """The same density everywhere, except where ``fixed`` says otherwise.
+
+    Args:
+        shapes: layer name -> shape of its dense weight.
+        sparsity: share of zeros over all layers in ``shapes``, in (0, 1).
+        fixed: layer name -> density in [0, 1] that is not to be touched; the others make up for it.
+
+    Raises:
+        BudgetError: the fixed layers leave too much or too little for the others.
+    """
+    return _shared(shapes, sparsity, fixed, lambda shape: 1.0)
+
+
+def erdos_renyi(shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None) -> Densities:
+    """Density proportional to ``(n_in + n_out) / (n_in * n_out)``, capped at 1 (SET; ER of RigL)."""
+    return _shared(shapes, sparsity, fixed, lambda shape: (shape[0] + shape[1]) / (shape[0] * shape[1]))
+
+
+def erk(shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None, power: float = 1.0) -> Densities:
+    """Erdos-Renyi-Kernel: density proportional to (sum of dims) / (product of dims), capped at 1 (RigL, sec. 3).
+
+    ``power`` is the exponent on that ratio: 1 is ERK, 0 is uniform.
+    """
+    return _shared(shapes, sparsity, fixed, lambda shape: (sum(shape) / math.prod(shape)) ** power)
+
+
+BUDGETS: dict[str, Budget] = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erk}
+
+
+def _shared(
+    shapes: Shapes, sparsity: float, fixed: Mapping[str, float] | None, ratio: Callable[[tuple[int, ...]], float]
+) -> Densities:
+    """The capped iteration: layers that would exceed density 1 become dense and the rest share what is left."""
+    _check(shapes, sparsity, fixed)
+    densities = dict(fixed or {})
+    free = {name: math.prod(shape) for name, shape in shapes.items() if name not in densities}
+    asked = sum(active_weights(math.prod(shape), 1.0 - sparsity) for shape in shapes.values())
+    left = asked - sum(densities[name] * math.prod(shapes[name]) for name in densities)
+    raw = {name: ratio(shapes[name]) for name in free}
+    while free:
+        if left <= 0:
+            raise BudgetError(_unmet(sparsity, densities, "leave nothing for the other layers"))
+        scale = left / sum(raw[name] * size for name, size in free.items())
+        top = max(raw[name] for name in free)
+        if scale * top <= 1.0 + 1e-12:
+            densities.update({name: min(1.0, scale * raw[name]) for name in free})
+            break
+        for name in [name for name in free if raw[name] == top]:
+            densities[name] = 1.0
+            left -= free.pop(name)
+    else:
+        if abs(left) > 0.5:
+            raise BudgetError(_unmet(sparsity, densities, "do not add up to it and no free layer is left"))
+    return {name: densities[name] for name in shapes}
+
+
+def _unmet(sparsity: float, densities: Mapping[str, float], why: str) -> str:
+    held = ", ".join(f"{name}={density:g}" for name, density in densities.items())
+    return f"sparsity={sparsity} cannot be met: the fixed or dense layers ({held}) {why}"
+
+
+def _check(shapes: Shapes, sparsity: float, fixed: Mapping[str, float] | None) -> None:
+    if not shapes:
+        raise BudgetError("there is no layer to share a sparsity among")
+    if not 0.0 < sparsity < 1.0:
+        raise BudgetError(f"sparsity={sparsity!r} must lie strictly between 0 and 1")
+    for name, shape in shapes.items():
+        if len(shape) < 2 or min(shape) < 1:
+            raise BudgetError(f"layer {name!r} has shape {tuple(shape)}; a weight has at least two positive dimensions")
+    for name, density in (fixed or {}).items():
+        if name not in shapes:
+            raise BudgetError(f"fixed names {name!r}, which is no layer; layers: {', '.join(shapes)}")
+        if not 0.0 <= density <= 1.0:
+            raise BudgetError(f"fixed density {density!r} of {name!r} must lie in [0, 1]")

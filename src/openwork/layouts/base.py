@@ -1,0 +1,328 @@
+"""What a layout is: where non-zeros may lie, and the one projection that does drop and grow together."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwork.budgets import active_weights
+from openwork.layouts.settle import Weights, settle
+from openwork.pattern import Pattern
+from openwork.scores import Proposal, Scores, arguments, highest, lowest, member
+
+Dims = tuple[int, ...]
+"""The shape of a dense weight, ``(R, C)`` or ``(R, Cin, kh, kw)``; a layout sees it as ``R x (C or Cin * kh * kw)``."""
+
+TOPOLOGY_BUDGET = 64 * 2**20
+"""Bytes of temporaries that a topology update may hold at a time, beyond copies of what the layer itself stores."""
+
+
+class LayoutError(ValueError):
+    """A layout cannot hold what was asked of it."""
+
+
+def matrix(dims: Dims) -> tuple[int, int]:
+    """``(R, C)`` of a weight of shape ``dims``."""
+    return dims[0], math.prod(dims[1:])
+
+
+class Layout(ABC):
+    """Where the non-zeros of a weight may lie.
+
+    A layout owns its *units* (what a budget counts), its *atoms* (the smallest thing that can be switched on or off) and
+    ``revise``.  It is immutable: all state lies in the patterns.
+    """
+
+    @property
+    @abstractmethod
+    def height(self) -> int:
+        """Rows in a row group of this layout's patterns."""
+
+    @property
+    @abstractmethod
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a unit."""
+
+    @abstractmethod
+    def fit(self, dims: Dims, density: float) -> int:
+        """The number of units that holds ``density`` of the weights: exact, rounded up to a whole unit."""
+
+    @abstractmethod
+    def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
+        """A random pattern of ``count`` units for a dense ``weight``."""
+
+    @abstractmethod
+    def atoms(self, now: Pattern) -> Tensor:
+        """int64, the ids of the active atoms in the order in which ``pool`` returns their scores."""
+
+    @abstractmethod
+    def n_atoms(self, now: Pattern) -> int:
+        """How many atoms there are, active or not."""
+
+    @abstractmethod
+    def pool(self, now: Pattern, scores: Tensor) -> Tensor:
+        """The mean of ``scores`` ``[K, h]`` over the real weights of every active atom."""
+
+    @abstractmethod
+    def sample_inactive(self, now: Pattern, n: int, generator: torch.Generator) -> Scores:
+        """``n`` inactive atoms drawn uniformly without replacement (all, where there are fewer), in random order."""
+
+    @abstractmethod
+    def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
+        """The best atoms outside ``kept`` by a running top-``n`` over ``chunks`` of element scores.
+
+        Args:
+            now: the pattern at present.
+            kept: int64, ids of atoms that are no candidates.
+            chunks: pairs (first row group, element scores ``[g, h, C]``), so that no ``R x C`` tensor is held.
+            n: how many to return.
+        """
+
+    @abstractmethod
+    def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
+        """Drop and grow in one projection: the pattern of ``proposal.count`` units that honours the proposal best."""
+
+    @abstractmethod
+    def check(self, pattern: Pattern, count: int) -> None:
+        """Raise ``LayoutError`` unless ``pattern`` is one of this layout's with ``count`` units."""
+
+    def too_small(self, dims: Dims) -> str | None:
+        """Why a weight of this shape is better left dense (it is smaller than one unit), or None."""
+        rows, cols = matrix(dims)
+        m, n = self.block
+        if rows < m or cols < n:
+            return f"{rows} x {cols} is smaller than one {m} x {n} unit"
+        return None
+
+    def __repr__(self) -> str:
+        return arguments(self)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+class AtomLayout(Layout):
+    """A layout with fixed atoms whose units are its atoms.
+
+    Atoms fall in classes with a capacity each (a partition matroid), so that taking the best first is exact.
+    """
+
+    @abstractmethod
+    def classes(self, shape: tuple[int, int], ids: np.ndarray) -> np.ndarray:
+        """The capacity class of each atom, counted from 0."""
+
+    @abstractmethod
+    def limits(self, shape: tuple[int, int], count: int) -> np.ndarray:
+        """How many atoms of each class a pattern of ``count`` atoms holds."""
+
+    @abstractmethod
+    def weights_of(self, shape: tuple[int, int], count: int) -> int:
+        """Weights in a pattern of ``count`` atoms."""
+
+    @abstractmethod
+    def total_atoms(self, shape: tuple[int, int]) -> int:
+        """All atoms of a matrix."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, int], ids: np.ndarray, rows: Tensor) -> Pattern:
+        """The pattern of these atoms (any order) over row groups ``rows``."""
+
+    @abstractmethod
+    def rows(self, shape: tuple[int, int]) -> Tensor:
+        """The row groups that a layer starts with."""
+
+    @abstractmethod
+    def atoms_at(self, rows: Tensor, shape: tuple[int, int], flat: np.ndarray) -> np.ndarray:
+        """The atom that holds each flat position."""
+
+    @abstractmethod
+    def pool_chunk(self, now: Pattern, first: int, scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """``(ids, mean score)`` of all atoms in the row groups from ``first`` on, given element scores ``[g, h, C]``."""
+
+    @final
+    def n_atoms(self, now: Pattern) -> int:
+        return self.total_atoms(now.shape)
+
+    @final
+    def fit(self, dims: Dims, density: float) -> int:
+        shape = matrix(dims)
+        return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
+
+    @final
+    def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
+        shape = matrix(dims)
+        empty = self.build(shape, np.empty(0, dtype=np.int64), self.rows(shape))
+        drawn = _ids(self.sample_inactive(empty, count, generator))
+        return self.build(shape, self._fill(shape, count, drawn), empty.rows)
+
+    @final
+    def sample_inactive(self, now: Pattern, n: int, generator: torch.Generator) -> Scores:
+        active = np.sort(self.atoms(now).numpy())
+        free = self.total_atoms(now.shape) - len(active)
+        ranks = draw_distinct(free, min(n, free), generator)
+        # The r-th inactive id is r plus the number of active ids before it.
+        ids = ranks + np.searchsorted(active - np.arange(len(active)), ranks, side="right")
+        value = torch.arange(len(ids), 0, -1, dtype=torch.float64)
+        return Scores(value, torch.from_numpy(ids))
+
+    @final
+    def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
+        fixed = np.sort(kept.numpy())
+        limits = self.limits(now.shape, self.total_atoms(now.shape))
+        best, ids = np.empty(0), np.empty(0, dtype=np.int64)
+        for first, scores in chunks:
+            at, value = self.pool_chunk(now, first, scores)
+            fresh = ~member(at, fixed)
+            ids = np.concatenate([ids, at[fresh]])
+            best = np.concatenate([best, value[fresh]])
+            # A class may need up to n of its own, whatever the others offer.
+            top = _best_of_classes(ids, best, self.classes(now.shape, ids), np.minimum(limits, n))
+            ids, best = ids[top], best[top]
+        return Scores(torch.from_numpy(best), torch.from_numpy(ids))
+
+    @final
+    def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
+        if proposal.refit is not None:
+            weights = settle(now, proposal, self.block)
+            ids = self._strongest(now, weights)
+            return self.build(now.shape, self._fill(now.shape, proposal.count, ids), now.rows)
+        active = self.atoms(now).numpy()
+        keep = _numpy(proposal.keep)
+        if len(keep) != len(active):
+            raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
+        dropped = np.zeros(len(active), dtype=bool)
+        dropped[lowest(keep, proposal.n_drop)] = True
+        kept = active[~dropped][_descending(keep[~dropped])]
+        fresh = self._candidates(now, proposal.grow, np.sort(active), np.sort(kept))
+        fallen = active[dropped][_descending(keep[dropped])]
+        fallen = fallen[~member(fallen, np.sort(fresh))]
+        ids = self._fill(now.shape, proposal.count, np.concatenate([kept, fresh, fallen]))
+        return self.build(now.shape, ids, now.rows)
+
+    def _candidates(self, now: Pattern, grow: Scores, active: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Ids that may grow, best first."""
+        if grow.ids is None:
+            ids = np.setdiff1d(np.arange(self.total_atoms(now.shape)), active, assume_unique=True)
+            if len(grow.value) != len(ids):
+                raise LayoutError(f"grow has {len(grow.value)} scores, the layer has {len(ids)} inactive atoms")
+        else:
+            ids = _ids(grow)
+        order = _descending(_numpy(grow.value))
+        ranked = ids[order]
+        return ranked[(ranked >= 0) & ~member(ranked, kept)]
+
+    def _strongest(self, now: Pattern, weights: Weights) -> np.ndarray:
+        """Atoms by the sum of their weights' scores, best first."""
+        ids, inverse = np.unique(self.atoms_at(now.rows, now.shape, weights.flat), return_inverse=True)
+        return ids[_descending(np.bincount(inverse, weights=weights.score, minlength=len(ids)))]
+
+    def _fill(self, shape: tuple[int, int], count: int, ranked: np.ndarray) -> np.ndarray:
+        """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
+        limits = self.limits(shape, count)
+        chosen = _first_of_classes(ranked, self.classes(shape, ranked), limits)
+        missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
+        if missing.any():
+            # With one class the lowest free ids lie among the first few; with more, all have to be looked at.
+            span = self.total_atoms(shape) if len(limits) > 1 else len(chosen) + int(missing[0])
+            rest = np.setdiff1d(np.arange(span), chosen, assume_unique=True)
+            extra = _first_of_classes(rest, self.classes(shape, rest), missing)
+            chosen = np.concatenate([chosen, extra])
+        return chosen
+
+    @final
+    def check(self, pattern: Pattern, count: int) -> None:
+        pattern.validate()
+        ids = self.atoms(pattern).numpy()
+        rebuilt = self.build(pattern.shape, ids, pattern.rows)
+        if not np.array_equal(np.sort(pattern.positions.numpy().ravel()), np.sort(rebuilt.positions.numpy().ravel())):
+            raise LayoutError(f"the pattern is not one of {self!r}: an atom is only partly active")
+        held = np.bincount(self.classes(pattern.shape, ids), minlength=len(self.limits(pattern.shape, count)))
+        if not np.array_equal(held, self.limits(pattern.shape, count)):
+            raise LayoutError(f"the pattern holds {len(ids)} atoms of {self!r}, not {count}")
+
+
+class RefitLayout(Layout):
+    """A layout without fixed units: ``project`` forms them anew from scored weights, and kept weights may fall."""
+
+    @abstractmethod
+    def project(self, now: Pattern, weights: Weights, count: int, *, regroup: bool) -> Pattern:
+        """The pattern of ``count`` units that keeps the most of ``weights``."""
+
+    @abstractmethod
+    def spread(self, now: Pattern, proposal: Proposal) -> Weights:
+        """A proposal in atoms, as scored weights."""
+
+    @final
+    def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
+        if proposal.refit is None:
+            return self.project(now, self.spread(now, proposal), proposal.count, regroup=False)
+        weights = settle(now, proposal, self.block)
+        return self.project(now, weights, proposal.count, regroup=proposal.refit.regroup)
+
+
+def fit_units(shape: tuple[int, int], density: float, units: int, weights_of: Callable[[int], int]) -> int:
+    """The smallest number of units, of ``units`` in all, whose weights reach the canonical count of ``density``."""
+    total = shape[0] * shape[1]
+    wanted = active_weights(total, density)
+    count = min(units, -(-wanted * units // total))
+    while count > 0 and weights_of(count - 1) >= wanted:
+        count -= 1
+    while count < units and weights_of(count) < wanted:
+        count += 1
+    return count
+
+
+def draw_distinct(total: int, n: int, generator: torch.Generator) -> np.ndarray:
+    """``n`` distinct integers below ``total``, uniformly, in random order; costs O(n), not O(total)."""
+    if 2 * n >= total:
+        return torch.randperm(total, generator=generator)[:n].numpy()
+    drawn = np.empty(0, dtype=np.int64)
+    while len(drawn) < n:
+        more = torch.randint(total, (2 * (n - len(drawn)) + 8,), generator=generator).numpy()
+        drawn = np.concatenate([drawn, more])
+        _, first = np.unique(drawn, return_index=True)
+        drawn = drawn[np.sort(first)]
+    return drawn[:n]
+
+
+def _ids(scores: Scores) -> np.ndarray:
+    if scores.ids is None:
+        raise LayoutError("these scores carry no ids")
+    return scores.ids.numpy()
+
+
+def _numpy(score: Tensor) -> np.ndarray:
+    return score.detach().cpu().numpy()
+
+
+def _descending(score: np.ndarray) -> np.ndarray:
+    return np.argsort(-score, kind="stable")
+
+
+def _first_of_classes(ranked: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Of every class the first ``limits[class]`` entries of ``ranked``, in their order."""
+    if len(limits) == 1:
+        return ranked[: limits[0]]
+    order = np.argsort(classes, kind="stable")
+    sizes = np.bincount(classes, minlength=len(limits))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank = np.empty(len(ranked), dtype=np.int64)
+    rank[order] = np.arange(len(ranked)) - np.repeat(starts, sizes)
+    return ranked[rank < limits[classes]]
+
+
+def _best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Indices of the ``limits[class]`` highest scores of every class, ties by lowest id."""
+    if len(limits) == 1:
+        return highest(score, limits[0])
+    order = np.lexsort((ids, -score))
+    return np.sort(_first_of_classes(order, classes[order], limits))

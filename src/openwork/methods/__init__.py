@@ -1,0 +1,10 @@
+"""What is worth keeping.  A new method is one file here plus one line below."""
+
+from openwork.methods.base import Layer, Method
+from openwork.methods.drop_grow import DropGrow
+from openwork.methods.dsb import DSB
+from openwork.methods.rigl import RigL
+from openwork.methods.set import SET
+from openwork.methods.static import Static
+
+__all__ = ["DSB", "SET", "DropGrow", "Layer", "Method", "RigL", "Static"]

@@ -1,0 +1,7 @@
+"""Modules with sparse weights."""
+
+from openwork.nn.base import SparseModule
+from openwork.nn.conv import SparseConv2d
+from openwork.nn.linear import SparseLinear
+
+__all__ = ["SparseConv2d", "SparseLinear", "SparseModule"]

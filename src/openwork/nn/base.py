@@ -1,0 +1,154 @@
+"""What sparse modules share: values and pattern in place of a weight, and how they are watched, saved and exchanged."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from openwork.evidence import Collector
+from openwork.kernels import choose
+from openwork.pattern import Pattern, PatternError, same_pattern
+
+_INDEX = ("rows", "offsets", "cols")
+
+
+class SparseModule(nn.Module, ABC):
+    """A module whose weight exists only at the positions of a pattern.
+
+    Attributes:
+        values: Parameter ``[K, h]``, the active weights; its gradient and optimizer state have the same shape.
+        bias: Parameter ``[R]`` or None.
+        shape: ``(R, C)`` of the weight as a matrix.
+        kernel: the backend asked for, None for the fastest that there is.
+        collector: evidence for a topology update; None unless the layer is armed.
+    """
+
+    dense_type: ClassVar[type[nn.Module]]
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    rows: Tensor
+    offsets: Tensor
+    cols: Tensor
+
+    def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None, kernel: str | None = None) -> None:
+        super().__init__()
+        if tuple(values.shape) != pattern.value_shape:
+            raise PatternError(f"values have shape {tuple(values.shape)}, the pattern stores {pattern.value_shape}")
+        self.shape = pattern.shape
+        self.values = nn.Parameter(values)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        for name in _INDEX:
+            self.register_buffer(name, getattr(pattern, name).to(values.device))
+        self.kernel = kernel
+        self.collector: Collector | None = None
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which weights exist.  A topology update replaces the tensors, so a pattern once read stays as it is."""
+        return Pattern(self.shape, self.rows, self.offsets, self.cols)
+
+    @property
+    def backend(self) -> str:
+        """The kernel backend that this module computes with where its values are now."""
+        return choose(self.values.device, self.values.dtype, self.kernel)
+
+    @property
+    def weight(self) -> Tensor:
+        """A dense copy of the weight, for code that insists on one; allocates ``R x C`` numbers at every access.
+
+        Warns once.  Writing to the copy changes nothing.
+        """
+        _warn_dense(type(self).__name__)
+        return self.dense_weight()
+
+    def dense_weight(self) -> Tensor:
+        """The weight in the shape of the dense module's; allocates all of it, and is differentiable in ``values``."""
+        return self.pattern.unpack(self.values).view(self.dense_dims)
+
+    @property
+    @abstractmethod
+    def dense_dims(self) -> tuple[int, ...]:
+        """Shape of the dense weight."""
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """The sparse product of a checked input, bias included."""
+
+    @abstractmethod
+    def to_dense(self) -> nn.Module:
+        """A plain dense module that computes the same function."""
+
+    @abstractmethod
+    def dense_rows(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
+        """The rows ``rows`` of the dense weight gradient, ``[len(rows), C]``, of input ``x`` and output gradient ``g``."""
+
+    @abstractmethod
+    def input_sums(self, x: Tensor) -> Tensor:
+        """``x`` summed over batch and positions for each column of the weight, ``[C]``."""
+
+    @abstractmethod
+    def output_sums(self, g: Tensor) -> Tensor:
+        """``g`` summed over batch and positions for each row of the weight, ``[R]``."""
+
+    def replace(self, pattern: Pattern, values: Tensor) -> None:
+        """Exchange pattern and values, in place of the same ``Parameter``; its gradient is dropped."""
+        if pattern.shape != self.shape or tuple(values.shape) != pattern.value_shape:
+            raise PatternError(
+                f"a {pattern.shape} pattern with {pattern.value_shape} values does not fit values of shape "
+                f"{tuple(values.shape)} in a layer of shape {self.shape}"
+            )
+        with torch.no_grad():
+            if values.shape == self.values.shape:
+                self.values.copy_(values)
+            else:
+                self.values.data = values.to(self.values)
+        self.values.grad = None
+        for name in _INDEX:
+            setattr(self, name, getattr(pattern, name).to(self.values.device))
+
+    def _watched(self, x: Tensor) -> Tensor:
+        """The product, with the output's gradient handed to the collector when it comes back."""
+        if self.collector is None:
+            return self.product(x)
+        return _observe(self, x, self.collector)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Load the pattern with the values: it may differ from the present one, in size too."""
+        names = (*_INDEX, "values")
+        if all(prefix + name in state_dict for name in names):
+            try:
+                held = [state_dict[prefix + name].clone() for name in names]
+                pattern = Pattern(self.shape, *held[:3]).validate()
+                if tuple(held[3].shape) != pattern.value_shape:
+                    raise PatternError(f"values have shape {tuple(held[3].shape)}, the pattern stores {pattern.value_shape}")
+                if not same_pattern(pattern.to(self.cols.device), self.pattern):
+                    self.replace(pattern, held[3].to(self.values))
+            except (PatternError, TypeError, AttributeError) as error:
+                error_msgs.append(f"{prefix[:-1]!r} of shape {self.shape} cannot take this pattern: {error}")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _observe(module: SparseModule, x: Tensor, collector: Collector) -> Tensor:
+    # Outside any compiled graph: a hook with side effects has no place in one, and few steps are watched.
+    out = module.product(x)
+    if out.requires_grad:
+        seen = x.detach().to(module.values.dtype)
+        out.register_hook(lambda g: collector.record(seen, g.detach().to(seen.dtype)))
+    return out
+
+
+@functools.cache
+def _warn_dense(name: str) -> None:
+    warnings.warn(f"{name}.weight unpacks the sparse weight to a dense copy at every access", stacklevel=3)

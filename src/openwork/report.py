@@ -1,0 +1,117 @@
+"""The table that says, layer by layer, what is sparse, how, and what it costs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import nn
+
+from openwork.update import SparseLayer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of a report.
+
+    Attributes:
+        layer: name in the model.
+        shape: of the dense weight.
+        layout: as written in code, or ``"dense"``.
+        kernel: the backend, or why the layer is dense.
+        asked: density that the budget gave it.
+        got: density that the layout could make of it.
+        nnz: active weights.
+        dense_bytes: of the dense weight.
+        stored_bytes: of values and indices as stored.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    layout: str
+    kernel: str
+    asked: float
+    got: float
+    nnz: int
+    dense_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows for all linear and convolution layers of a model; prints as a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros over the sparsified weights."""
+        sparse = [row for row in self.rows if row.layout != "dense"]
+        total = sum(row.nnz / row.got if row.got else 0 for row in sparse)
+        return 1.0 - sum(row.nnz for row in sparse) / total if total else 0.0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know: layers left dense, and kernels that compute densely."""
+        notes = [f"{row.layer} stays dense: {row.kernel}" for row in self.rows if row.layout == "dense"]
+        unpacked = [row.layer for row in self.rows if row.kernel == "reference"]
+        if unpacked:
+            notes.append(f"kernel 'reference' unpacks the weight to dense at every use: {', '.join(unpacked)}")
+        return tuple(notes)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title=f"sparsity {self.sparsity:.4f}")
+        for name in ("layer", "shape", "layout", "kernel"):
+            table.add_column(name, overflow="fold")
+        for name in ("density asked", "got", "nnz", "bytes dense", "stored"):
+            table.add_column(name, justify="right")
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape))
+            table.add_row(
+                row.layer, shape, row.layout, row.kernel if row.layout != "dense" else "-", f"{row.asked:.4f}",
+                f"{row.got:.4f}", f"{row.nnz:,}", f"{row.dense_bytes:,}", f"{row.stored_bytes:,}",
+            )  # fmt: skip
+        totals = [sum(getattr(row, name) for row in self.rows) for name in ("nnz", "dense_bytes", "stored_bytes")]
+        table.add_section()
+        table.add_row("total", "", "", "", "", "", *(f"{total:,}" for total in totals))
+        yield table
+        yield from self.notes
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=140).print(self)
+        return text.getvalue()
+
+
+def build_report(layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn.Module, str]], order: list[str]) -> Report:
+    """Rows in the model's order."""
+    rows = []
+    for name in order:
+        if name in layers:
+            rows.append(_sparse_row(layers[name]))
+        else:
+            module, reason = dense[name]
+            rows.append(_dense_row(name, module, reason))
+    return Report(tuple(rows))
+
+
+def _sparse_row(layer: SparseLayer) -> Row:
+    module, pattern = layer.module, layer.module.pattern
+    width = module.values.element_size()
+    stored = module.values.numel() * width + sum(index.numel() * 4 for index in (pattern.rows, pattern.offsets, pattern.cols))
+    size = layer.shape[0] * layer.shape[1]
+    return Row(
+        layer.name, module.dense_dims, repr(layer.layout), module.backend, layer.density, pattern.density, pattern.nnz,
+        size * width, stored,
+    )  # fmt: skip
+
+
+def _dense_row(name: str, module: nn.Module, reason: str) -> Row:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter) or isinstance(weight, nn.parameter.UninitializedParameter):
+        return Row(name, (), "dense", reason, 1.0, 1.0, 0, 0, 0)
+    size = weight.numel() * weight.element_size()
+    return Row(name, tuple(weight.shape), "dense", reason, 1.0, 1.0, weight.numel(), size, size)

@@ -1,0 +1,100 @@
+"""What methods say and layouts hear: scores and proposals, no behaviour."""
+
+from __future__ import annotations
+
+import inspect
+from enum import Enum
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class Evidence(Enum):
+    """What a method needs to see of a layer's backward pass in the step of a topology update."""
+
+    DENSE_GRAD = "dense gradient, in row chunks"
+    L1_NORMS = "l1 norms of the rows of the input and of the output gradient"
+    L2_NORMS = "l2 norms of the rows of the input and of the output gradient"
+
+
+class Scores(NamedTuple):
+    """How much each candidate is worth; higher is better.
+
+    Args:
+        value: float ``[n]``.
+        ids: int64 ``[n]``, the candidates.  None: every inactive one, in ascending order.  -1 is padding.
+    """
+
+    value: Tensor
+    ids: Tensor | None = None
+
+
+class Refit(NamedTuple):
+    """Asks a layout to treat single weights, not its atoms, as the units of drop and grow (DSB, sec. 4).
+
+    Args:
+        lift: the score of a new weight while the layout re-forms its units: the ``"max"`` (paper) or the ``"mean"`` (public
+            code) of the active magnitudes.
+        regroup: whether rows may change their group, in layouts that can move rows.
+        block_aware: drop a small weight only where at least half of its row or of its column in the block is small too.
+        batch: candidates come in batches of this many and a batch is taken whole.
+        regrow: whether a weight dropped by this proposal may be grown by it.
+    """
+
+    lift: Literal["max", "mean"] = "max"
+    regroup: bool = True
+    block_aware: bool = False
+    batch: int = 1
+    regrow: bool = True
+
+
+class Proposal(NamedTuple):
+    """What a method wants of one layer at a topology update.
+
+    Args:
+        keep: float, one score for each active atom, in the layout's order (with ``refit``: for each active weight, in storage
+            order).
+        n_drop: how many of the lowest-scored should go; the layout may refuse some.
+        grow: the candidates to take their place.
+        count: units wanted afterwards, as ``Layout.fit`` counts them.
+        refit: None, or how to move single weights.
+    """
+
+    keep: Tensor
+    n_drop: int
+    grow: Scores
+    count: int
+    refit: Refit | None = None
+
+
+def member(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    """Whether each of ``ids`` stands in the ascending array ``ranked``."""
+    if not len(ranked):
+        return np.zeros(ids.shape, dtype=bool)
+    at = np.searchsorted(ranked, ids)
+    at[at == len(ranked)] = 0
+    found: np.ndarray = ranked[at] == ids
+    return found
+
+
+def arguments(thing: object) -> str:
+    """``Name(argument=value, ...)`` of an object that keeps its constructor's arguments under their names."""
+    names = inspect.signature(type(thing)).parameters
+    return f"{type(thing).__name__}({', '.join(f'{name}={getattr(thing, name)!r}' for name in names)})"
+
+
+def lowest(score: np.ndarray, n: int) -> np.ndarray:
+    """Indices of the ``n`` lowest scores, ties by lowest index: exact, where a threshold is not."""
+    n = max(0, min(int(n), len(score)))
+    if n == 0 or n == len(score):
+        return np.arange(n)
+    edge = np.partition(score, n - 1)[n - 1]
+    below = np.flatnonzero(score < edge)
+    tied = np.flatnonzero(score == edge)[: n - len(below)]
+    return np.sort(np.concatenate([below, tied]))
+
+
+def highest(score: np.ndarray, n: int) -> np.ndarray:
+    """Indices of the ``n`` highest scores, ties by lowest index."""
+    return lowest(-score, n)

@@ -1,0 +1,137 @@
+"""One topology update of one layer: what the method sees, and how the layer moves from one pattern to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwork.layouts import Layout, Unstructured
+from openwork.layouts.base import TOPOLOGY_BUDGET
+from openwork.nn import SparseModule
+from openwork.pattern import Pattern, carried, carry, consecutive_rows
+from openwork.scores import Proposal, Scores, lowest, member
+
+
+class Change(NamedTuple):
+    """What a topology update did to a layer.
+
+    Attributes:
+        dropped: weights that were active and are no more.
+        grown: weights that are new.
+        evicted: weights (atoms times their size) that fell although the method wanted to keep them, as re-blocking may do.
+        evicted_mass: their share of the layer's ``sum |w|`` before the update.
+    """
+
+    dropped: int
+    grown: int
+    evicted: int
+    evicted_mass: float
+
+
+@dataclass(eq=False)
+class SparseLayer:
+    """A sparse module, the layout that its patterns come from and the number of units it holds."""
+
+    name: str
+    module: SparseModule
+    layout: Layout
+    count: int
+    density: float
+    generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        self._now: Pattern | None = None
+
+    @property
+    def now(self) -> Pattern:
+        """The pattern at present, on the CPU, where topology is decided."""
+        if self._now is None or self._now.cols is not self.module.cols:
+            self._now = self.module.pattern.to("cpu")
+        return self._now
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(R, C)``."""
+        return self.module.shape
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a unit."""
+        return self.layout.block
+
+    def magnitudes(self) -> Tensor:
+        """The mean ``|w|`` of every active atom."""
+        return self.layout.pool(self.now, self._absolute())
+
+    def weights(self) -> Tensor:
+        """``|w|`` of every active weight."""
+        return self._absolute()[self._stored()]
+
+    def positions(self) -> Tensor:
+        """Flat positions of the active weights."""
+        at = self.now.positions
+        return at[at >= 0]
+
+    def sample_inactive(self, n: int) -> Scores:
+        """``n`` random inactive atoms."""
+        return self.layout.sample_inactive(self.now, n, self.generator)
+
+    def largest_gradients(self, keep: Tensor, n: int, *, single: bool = False) -> Scores:
+        """The best of what is inactive and of the ``n`` of lowest ``keep``, by dense gradient."""
+        ids = self.positions() if single else self.layout.atoms(self.now)
+        kept = torch.from_numpy(np.delete(ids.numpy(), lowest(keep.numpy(), n)))
+        layout, now = self.layout, self.now
+        if single:
+            layout = Unstructured()
+            rows = consecutive_rows(self.shape[0], 1)
+            now = Pattern(self.shape, rows, torch.zeros(len(rows) + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
+        assert self.module.collector is not None
+        chunks = self.module.collector.gradient_chunks(now.rows, TOPOLOGY_BUDGET // 16)
+        return layout.best_inactive(now, kept, ((first, chunk.cpu()) for first, chunk in chunks), n)
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """Norms of the output gradient's and the input's rows."""
+        assert self.module.collector is not None
+        return self.module.collector.norms()
+
+    def revise(self, proposal: Proposal, state: dict[str, Tensor]) -> Change:
+        """Move to the pattern that the proposal leads to.
+
+        Values and every tensor of ``state`` (the optimizer's, changed in place of the dict's entries) that is shaped like them
+        are carried: survivors bit for bit, new entries 0.
+        """
+        old = self.now
+        new = self.layout.revise(old, proposal)
+        source, target = carry(old, new)
+        change = self._change(proposal, old, new, len(source))
+        device = self.module.values.device
+        new, moves = new.to(device), (source.to(device), target.to(device))
+        shape = self.module.values.shape
+        for key, tensor in list(state.items()):
+            if isinstance(tensor, Tensor) and tensor.shape == shape:
+                state[key] = carried(tensor, old, new, moves)
+        self.module.replace(new, carried(self.module.values.detach(), old, new, moves))
+        self.count = proposal.count
+        return change
+
+    def _absolute(self) -> Tensor:
+        return self.module.values.detach().abs().cpu()
+
+    def _stored(self) -> Tensor:
+        return (self.now.rows >= 0)[self.now.group_of_column]
+
+    def _change(self, proposal: Proposal, old: Pattern, new: Pattern, survivors: int) -> Change:
+        keep = proposal.keep.double().numpy()
+        ids = [
+            (p.positions[p.positions >= 0] if proposal.refit is not None else self.layout.atoms(p)).numpy() for p in (old, new)
+        ]
+        fell = ~member(ids[0], np.sort(ids[1]))
+        fell[lowest(keep, proposal.n_drop)] = False
+        size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
+        mass = float(keep.sum())
+        evicted_mass = float(keep[fell].sum()) / mass if mass > 0 else 0.0
+        return Change(old.nnz - survivors, new.nnz - survivors, int(fell.sum()) * size, evicted_mass)
