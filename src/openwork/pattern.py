@@ -50,6 +50,7 @@ class Pattern:
 
     @property
     def device(self) -> torch.device:
+        """Where the index tensors are."""
         return self.cols.device
 
     @property
@@ -65,6 +66,7 @@ class Pattern:
 
     @property
     def density(self) -> float:
+        """Active weights over all."""
         return self.nnz / max(1, self.shape[0] * self.shape[1])
 
     @cached_property

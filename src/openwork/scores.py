@@ -64,7 +64,7 @@ class Proposal(NamedTuple):
     keep: Tensor
     n_drop: int
     grow: Scores
-    count: int
+    count: int  # type: ignore[assignment]  # the word of the design; nobody counts the entries of a proposal
     refit: Refit | None = None
 
 

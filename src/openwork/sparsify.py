@@ -77,7 +77,9 @@ class Sparsity:
         if self._optimizer is not None:
             raise RuntimeError("attach was called before: a Sparsity rides on one optimizer")
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        missing = [name for name, module in self.layers.items() if module.values.requires_grad and id(module.values) not in owned]
+        missing = [
+            name for name, module in self.layers.items() if module.values.requires_grad and id(module.values) not in owned
+        ]
         if missing:
             raise ValueError(
                 f"optimizer does not own the values of {', '.join(missing)}; make it from model.parameters() after sparsify"

@@ -42,8 +42,12 @@ def survey(
     if any(isinstance(module, SparseModule) for module in model.modules()):
         raise ValueError("model has sparse layers already; densify it first")
     if type(model) in SPARSE_TYPES:
-        raise ValueError(f"model is a single {type(model).__name__}, which cannot be swapped in place; wrap it in nn.Sequential")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, tuple(SPARSE_TYPES))}
+        raise ValueError(
+            f"model is a single {type(model).__name__}, which cannot be swapped in place; wrap it in nn.Sequential"
+        )
+    layers: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
     _check_globs("exclude", exclude, layers)
     _check_globs("force", force, layers)
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
@@ -51,6 +55,7 @@ def survey(
     dense: dict[str, str] = {}
     for name, module in layers.items():
         forced = _matches(name, force)
+        assert isinstance(module, nn.Linear | nn.Conv2d)
         never = _never(module, owners)
         if _matches(name, exclude):
             dense[name] = "excluded"
@@ -61,7 +66,6 @@ def survey(
         elif not forced and (reason := _better_dense(module, layout)) is not None:
             dense[name] = reason
         else:
-            assert isinstance(module, nn.Linear | nn.Conv2d)
             sparse[name] = module
     if not sparse:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dense.items()) or "it has no nn.Linear or nn.Conv2d"
@@ -83,10 +87,12 @@ def _never(module: nn.Module, owners: Counter[int]) -> str | None:
     return None
 
 
-def _better_dense(module: nn.Module, layout: Layout) -> str | None:
+def _better_dense(module: nn.Linear | nn.Conv2d, layout: Layout) -> str | None:
     """Why a layer is left dense unless it is forced."""
     if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "depthwise convolution" if module.groups == module.in_channels else f"grouped convolution, groups={module.groups}"
+        return (
+            "depthwise convolution" if module.groups == module.in_channels else f"grouped convolution, groups={module.groups}"
+        )
     weight = module.weight
     return layout.too_small(tuple(weight.shape))
 

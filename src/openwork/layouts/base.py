@@ -150,15 +150,18 @@ class AtomLayout(Layout):
 
     @final
     def n_atoms(self, now: Pattern) -> int:
+        """All atoms of the layer's matrix."""
         return self.total_atoms(now.shape)
 
     @final
     def fit(self, dims: Dims, density: float) -> int:
+        """Atoms: the fewest whose weights reach the canonical count."""
         shape = matrix(dims)
         return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
 
     @final
     def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
+        """Atoms drawn uniformly."""
         shape = matrix(dims)
         empty = self.build(shape, np.empty(0, dtype=np.int64), self.rows(shape))
         drawn = _ids(self.sample_inactive(empty, count, generator))
@@ -166,6 +169,7 @@ class AtomLayout(Layout):
 
     @final
     def sample_inactive(self, now: Pattern, n: int, generator: torch.Generator) -> Scores:
+        """Ranks among the inactive are drawn and turned into ids: O(n log n), nothing of the size of the matrix."""
         active = np.sort(self.atoms(now).numpy())
         free = self.total_atoms(now.shape) - len(active)
         ranks = draw_distinct(free, min(n, free), generator)
@@ -176,6 +180,7 @@ class AtomLayout(Layout):
 
     @final
     def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
+        """A running top-``n`` for every class."""
         fixed = np.sort(kept.numpy())
         limits = self.limits(now.shape, self.total_atoms(now.shape))
         best, ids = np.empty(0), np.empty(0, dtype=np.int64)
@@ -191,6 +196,7 @@ class AtomLayout(Layout):
 
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
+        """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
         if proposal.refit is not None:
             weights = settle(now, proposal, self.block)
             ids = self._strongest(now, weights)
@@ -240,6 +246,7 @@ class AtomLayout(Layout):
 
     @final
     def check(self, pattern: Pattern, count: int) -> None:
+        """Whole atoms, as many of each class as the count says."""
         pattern.validate()
         ids = self.atoms(pattern).numpy()
         rebuilt = self.build(pattern.shape, ids, pattern.rows)
@@ -263,6 +270,7 @@ class RefitLayout(Layout):
 
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
+        """Score single weights, then form the units anew."""
         if proposal.refit is None:
             return self.project(now, self.spread(now, proposal), proposal.count, regroup=False)
         weights = settle(now, proposal, self.block)

@@ -9,9 +9,7 @@ from torch import Tensor
 from openwork.layouts.linkage import Linkage, cluster
 
 
-def group_rows(
-    flat: np.ndarray, shape: tuple[int, int], height: int, *, q: float, linkage: Linkage, budget: int
-) -> Tensor:
+def group_rows(flat: np.ndarray, shape: tuple[int, int], height: int, *, q: float, linkage: Linkage, budget: int) -> Tensor:
     """Partition the rows of a sparse matrix into groups of ``height`` similar rows.
 
     A row takes part in the clustering iff it has more than a share ``q`` of its non-zeros in common with some other row; the

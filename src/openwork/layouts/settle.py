@@ -25,9 +25,9 @@ class Weights(NamedTuple):
 def settle(now: Pattern, proposal: Proposal, block: tuple[int, int]) -> Weights:
     """The weights that a proposal wants, scored: kept ones by magnitude, new ones lifted.
 
-    1. ``D0``: the ``n_drop`` weights of lowest score.  2. With ``block_aware``, a weight of ``D0`` goes only where at least half
-    of its row or half of its column in the block lies in ``D0``, all conditions judged on ``D0``.  3. Candidates are taken in
-    order until the new weights reach the number dropped.
+    1. ``D0``: the ``n_drop`` weights of lowest score.  2. With ``block_aware``, a weight of ``D0`` goes only where at least
+    half of its row or half of its column in the block lies in ``D0``, all conditions judged on ``D0``.  3. Candidates are
+    taken in order until the new weights reach the number dropped.
     """
     refit = proposal.refit if proposal.refit is not None else Refit()
     positions = now.positions.cpu().numpy()

@@ -100,9 +100,7 @@ class ShuffledBlock(RefitLayout):
         """Group the rows (or keep their groups), then take the ``count`` best blocks."""
         rows = now.rows
         if regroup:
-            rows = group_rows(
-                weights.flat, now.shape, self.m, q=self.q, linkage=self.linkage, budget=TOPOLOGY_BUDGET
-            )
+            rows = group_rows(weights.flat, now.shape, self.m, q=self.q, linkage=self.linkage, budget=TOPOLOGY_BUDGET)
         return self._best_blocks(now.shape, rows, weights, count)
 
     def _best_blocks(self, shape: tuple[int, int], rows: Tensor, weights: Weights, count: int) -> Pattern:

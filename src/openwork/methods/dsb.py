@@ -15,10 +15,10 @@ from openwork.scores import Evidence, Proposal, Refit, Scores
 class DSB(DropGrow):
     """Drop small weights that crowd a row or column of a block, grow blocks where norms are large, block anew (DSB, sec. 4).
 
-    At an update, which takes the place of the optimizer's step: ``k`` of eq. (1) smallest weights are marked; those go whose row
-    or column in the block is at least half marked; blocks of new weights are taken in the order of ``|dOut| |In|``, found by a
-    frontier search and never by a dense gradient, until they make up for what was dropped; new weights are lifted for the
-    re-blocking and then set to 0.  On ``Block`` the same rules give DNSB.
+    At an update, which takes the place of the optimizer's step: the ``k`` of eq. (1) smallest weights are marked; those go
+    whose row or column in the block is at least half marked; blocks of new weights are taken in the order of
+    ``|dOut| |In|``, found by a frontier search and never by a dense gradient, until they make up for what was dropped; new
+    weights are lifted for the re-blocking and then set to 0.  On ``Block`` the same rules give DNSB.
 
     Args:
         interval: as in ``DropGrow``, like ``end``, ``total_steps``, ``drop_fraction`` and ``schedule``.
@@ -26,8 +26,9 @@ class DSB(DropGrow):
         total_steps: see above.
         drop_fraction: see above.
         schedule: see above.
-        lift: what a new weight counts in the re-blocking: the ``"max"`` of the active magnitudes (paper) or their ``"mean"``
-            (public code).  The maximum makes sure of new weights at the price of strong old ones; ``last_update`` says how many.
+        lift: what a new weight counts in the re-blocking: the ``"max"`` of the active magnitudes (paper) or the ``"mean"``
+            (public code).  The maximum makes sure of new weights at the price of strong old ones; ``last_update`` says how
+            many.
         grow: by ``"norms"`` (paper) or by the dense ``"gradient"``, taken in row chunks (public code).
         regroup: rows may change their group at ``True`` every update (paper), every n-th update, or ``False`` never.
         norm: ``"l1"`` (paper) or ``"l2"``, a tighter bound of the gradient.

@@ -134,9 +134,7 @@ class SparseModule(nn.Module, ABC):
             except (PatternError, TypeError, AttributeError) as error:
                 error_msgs.append(f"{prefix[:-1]!r} of shape {self.shape} cannot take this pattern: {error}")
                 return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from openwork.kernels import ops
 from openwork.nn.base import SparseModule
@@ -61,9 +62,7 @@ class SparseConv2d(SparseModule):
         self.out_channels, self.in_channels = self.shape[0], self.shape[1] // taps * groups
         self.kernel_size, self.stride, self.dilation, self.groups = kernel_size, stride, dilation, groups
         self.padding_mode = padding_mode
-        (top, bottom), (left, right) = (
-            side if isinstance(side, tuple) else (side, side) for side in padding
-        )
+        (top, bottom), (left, right) = (side if isinstance(side, tuple) else (side, side) for side in padding)
         even = top == bottom and left == right and padding_mode == "zeros"
         self.padding = (top, left) if even else (0, 0)
         self.extra_padding = (0, 0, 0, 0) if even else (left, right, top, bottom)
@@ -87,7 +86,7 @@ class SparseConv2d(SparseModule):
             kernel=kernel,
         )
         sparse.values.requires_grad_(module.weight.requires_grad)
-        sparse.bias = module.bias
+        sparse.register_parameter("bias", cast("nn.Parameter | None", module.bias))
         return sparse.train(module.training)
 
     def to_dense(self) -> nn.Conv2d:
@@ -182,9 +181,7 @@ class SparseConv2d(SparseModule):
 
     def _weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         size = (g.shape[1], x.shape[1], *self.kernel_size)
-        dense = torch.nn.grad.conv2d_weight(
-            x, size, g, stride=self.stride, padding=self.padding, dilation=self.dilation
-        )
+        dense = conv2d_weight(x, size, g, stride=self.stride, padding=self.padding, dilation=self.dilation)
         return dense.view(g.shape[1], -1)
 
     def input_sums(self, x: Tensor) -> Tensor:
@@ -200,11 +197,11 @@ class SparseConv2d(SparseModule):
         height = (image.shape[1] - self.dilation[0] * (self.kernel_size[0] - 1) - 1) // step_h + 1
         width = (image.shape[2] - self.dilation[1] * (self.kernel_size[1] - 1) - 1) // step_w + 1
         taps = [
-            image[:, top : top + (height - 1) * step_h + 1 : step_h, left : left + (width - 1) * step_w + 1 : step_w].sum((1, 2))
+            image[:, top : top + (height - 1) * step_h + 1 : step_h, left : left + (width - 1) * step_w + 1 : step_w]
             for top in range(0, self.dilation[0] * self.kernel_size[0], self.dilation[0])
             for left in range(0, self.dilation[1] * self.kernel_size[1], self.dilation[1])
         ]
-        return torch.stack(taps, 1).reshape(-1)
+        return torch.stack([tap.sum((1, 2)) for tap in taps], 1).reshape(-1)
 
     def output_sums(self, g: Tensor) -> Tensor:
         """Sum over batch and positions."""

@@ -35,7 +35,7 @@ class SparseLinear(SparseModule):
         pattern = pattern.to(module.weight.device)
         sparse = cls(pattern, pattern.pack(module.weight.detach()), None, kernel)
         sparse.values.requires_grad_(module.weight.requires_grad)
-        sparse.bias = module.bias
+        sparse.register_parameter("bias", module.bias)
         return sparse.train(module.training)
 
     def to_dense(self) -> nn.Linear:
