@@ -1,0 +1,116 @@
+// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py; no other file knows Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "dispatch.hpp"
+#include "lower.hpp"
+#include "scratch.hpp"
+
+namespace nb = nanobind;
+using namespace openwork;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <typename T>
+T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+const Kernels& kernels() {
+    static const Kernels& chosen = choose_kernels();
+    return chosen;
+}
+
+void check(Failure wrong) {
+    if (wrong != nullptr) throw nb::value_error(wrong);
+}
+
+struct Weights {
+    Address values, order, rows, offsets, columns;
+    int64_t n_rows, n_columns, groups, height, stored;
+
+    Stored stored_matrix() const {
+        if (n_rows < 0 || n_columns < 1 || groups < 0 || height < 1 || stored < 0) throw nb::value_error("a size of the pattern is negative");
+        if (order != 0 && height != 1) throw nb::value_error("values can be reordered for row groups of height 1 only");
+        if (rows == 0 && groups * height != n_rows && groups != 0) throw nb::value_error("rows are missing");
+        return {at<const float>(values), at<const int32_t>(order), at<const int32_t>(rows), at<const int32_t>(offsets),
+                at<const int32_t>(columns), n_rows, n_columns, groups, height, stored};
+    }
+};
+
+Image image(int64_t batch, int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw) {
+    const Image shape{batch, h, w, kh, kw, sh, sw, ph, pw, dh, dw};
+    if (batch < 0 || kh < 1 || kw < 1 || sh < 1 || sw < 1 || dh < 1 || dw < 1 || shape.out_height() < 1 || shape.out_width() < 1) {
+        throw nb::value_error("the window does not fit the image");
+    }
+    return shape;
+}
+
+int team(int threads) { return threads < 1 ? 1 : threads; }
+
+}  // namespace
+
+// The arguments that describe a stored matrix and a window, in the order of cpu.py.
+#define STORED_PARAMETERS \
+    Address values, Address order, Address rows, Address offsets, Address columns, int64_t n_rows, int64_t n_columns, int64_t groups, \
+        int64_t height, int64_t stored
+#define STORED Weights{values, order, rows, offsets, columns, n_rows, n_columns, groups, height, stored}.stored_matrix()
+#define IMAGE_PARAMETERS \
+    int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw
+#define IMAGE image(batch, h, w, kh, kw, sh, sw, ph, pw, dh, dw)
+
+NB_MODULE(_native, m) {
+    m.attr("SCRATCH_LIMIT") = kScratchLimit;
+    m.def("isa", [] { return std::string(kernels().isa); });
+    m.def("supported_isas", [] {
+        const Kernels* all[3];
+        std::vector<std::string> names;
+        for (int i = 0, n = supported_kernels(all); i < n; ++i) names.emplace_back(all[i]->isa);
+        return names;
+    });
+    m.def("linear_forward", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().linear_forward(matrix, at<const float>(x), at<const float>(bias), at<float>(y), batch, team(threads));
+        }
+        check(wrong);
+    });
+    m.def("linear_backward", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().linear_backward(matrix, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch, team(threads));
+        }
+        check(wrong);
+    });
+    m.def("conv_forward", [](Address x, Address y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const Image shape = IMAGE;
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().conv_forward(matrix, shape, at<const float>(x), at<const float>(bias), at<float>(y), team(threads));
+        }
+        check(wrong);
+    });
+    m.def("conv_backward", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const Image shape = IMAGE;
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().conv_backward(matrix, shape, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), team(threads));
+        }
+        check(wrong);
+    });
+    m.def("transpose", [](Address to_offsets, Address to_columns, Address to_order, int64_t taps, STORED_PARAMETERS) {
+        check(transpose(STORED, taps, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
+    });
+    m.def("scratch_bytes", &scratch_bytes);
+    m.def("release_scratch", &release_scratch);
+    m.def("poison_scratch", &poison_scratch);
+}

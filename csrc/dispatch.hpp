@@ -1,0 +1,15 @@
+// Which build of the kernels this processor runs.
+#pragma once
+
+#include "api.hpp"
+
+namespace openwork {
+
+// The widest build that the processor supports, or the one named by the environment variable OPENWORK_ISA.
+// Throws std::runtime_error if that names no build, or one that the processor cannot run.
+const Kernels& choose_kernels();
+
+// All builds that can run here, narrowest first, and how many.
+int supported_kernels(const Kernels* (&out)[3]);
+
+}  // namespace openwork

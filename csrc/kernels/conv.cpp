@@ -1,0 +1,212 @@
+// Two-dimensional convolutions.  A thread carries 16 images at a time down their lines: it packs the input lines that the next output
+// line needs, computes that line of every channel, and unpacks it, so the blocked form of an activation never leaves the caches.
+#include "conv.hpp"
+
+#include <omp.h>
+
+#include "../scratch.hpp"
+#include "slab.hpp"
+#include "tiles.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kWindowBytes = 512 << 10;   // of an input window that does not have to be larger
+constexpr int64_t kDotVectors = 32;           // places that one reduction of the weight gradient runs over
+
+// Fewer images share a vector where the batch would not keep all threads busy.
+int64_t batch_lanes(int64_t batch, int64_t threads) {
+    int64_t lanes = kBatchLanes;
+    while (lanes > 1 && (batch + lanes - 1) / lanes < threads && lanes / 2 * threads >= batch) lanes /= 2;
+    while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
+    return lanes;
+}
+
+struct Plan {
+    int64_t lanes, panels, out_height, vectors;  // vectors in one output line of a channel
+    SlabShape in, out;
+};
+
+Plan plan(const Stored& m, const Image& image, int threads) {
+    Plan p;
+    p.lanes = batch_lanes(image.batch, threads);
+    p.panels = (image.batch + p.lanes - 1) / p.lanes;
+    p.out_height = image.out_height();
+    const int64_t out_width = image.out_width(), strip = up(out_width * p.lanes, kBatchLanes);
+    p.vectors = strip / kLanes;
+    const int64_t padded = image.width + 2 * image.pad_w;
+    const int64_t reach = strip / p.lanes + (image.span_w() - 1) / image.stride_w;
+    p.in = {p.lanes, image.batch, m.n_columns / image.taps(), image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
+            most((padded + image.stride_w - 1) / image.stride_w, reach)};
+    p.out = {p.lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / p.lanes};
+    return p;
+}
+
+// Offset of every tap from the place where an output's window begins.
+const int64_t* tap_offsets(const Image& image, const SlabShape& in, Memory& memory) {
+    int64_t* taps = memory.take<int64_t>(image.taps());
+    for (int64_t i = 0; i < image.kernel_h; ++i) {
+        for (int64_t j = 0; j < image.kernel_w; ++j) {
+            const int64_t w = j * image.dilation_w, place = w % in.phases * in.pixels + w / in.phases;
+            taps[i * image.kernel_w + j] = i * image.dilation_h * slab_line(in) + place * in.lanes;
+        }
+    }
+    return taps;
+}
+
+// Lines of an input window that holds the windows of `outputs` output lines.
+int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
+    const int64_t needed = (outputs - 1) * image.stride_h + image.span_h(), all = image.height + 2 * most<int64_t>(0, image.pad_h);
+    const int64_t affordable = kWindowBytes / (slab_line(in) * 4);
+    return most(needed + slab_grain(in), least(affordable, most(all, needed)));
+}
+
+struct Forward {
+    const Lowered* a;
+    const Image* image;
+    Slab in, out;
+    const float *x, *bias;
+    float* y;
+    int64_t vectors, out_height, out_lines;
+};
+
+// Output lines [from, to) of one panel.
+void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Window window, float* out) {
+    const int64_t stride = f.image->stride_h, span = f.image->span_h();
+    const int64_t end = (to - 1) * stride + span;
+    window.base = window.filled = from * stride;
+    for (int64_t h = from; h < to;) {
+        const int64_t flush = least(f.out_lines, to - h);
+        for (int64_t i = 0; i < flush; ++i, ++h) {
+            const int64_t first = h * stride, last = first + span;
+            window.slide(f.in, first, last);
+            if (window.filled < last) {
+                const int64_t fill = least(least(end, window.base + window.capacity), most(last, window.filled + f.in.grain));
+                pack_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
+                window.filled = fill;
+            }
+            float* to_line = out + i * f.out.line;
+            product<Gather>(*f.a, 0, f.a->groups, window.line(f.in, first), to_line, f.vectors, 1);
+            fill_missing(*f.a, f.bias, to_line, f.out.channel, f.vectors);
+        }
+        unpack_lines(f.out, out, panel, h - flush, h, f.y);
+    }
+}
+
+}  // namespace
+
+Failure conv_forward(const Stored& m, const Image& image, const float* x, const float* bias, float* y, int threads) {
+    if (image.batch == 0 || m.n_rows == 0) return nullptr;
+    const Plan p = plan(m, image, threads);
+    const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
+    const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
+    Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + threads * floats * 4 + 1024);
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    Lowered a;
+    Forward f{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.vectors, p.out_height, out_lines};
+    const Addressing at{f.in.channel, image.taps(), tap_offsets(image, p.in, memory), f.out.channel};
+    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    float* buffers = memory.take<float>(threads * floats);
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), total = p.panels * p.out_height;
+        float* mine = buffers + id * floats;
+        const int64_t stop = total * (id + 1) / team;
+        for (int64_t line = total * id / team; line < stop;) {
+            const int64_t panel = line / p.out_height, from = line % p.out_height;
+            const int64_t to = least(p.out_height, from + stop - line);
+            forward_lines(f, panel, from, to, {mine, lines, 0, 0}, mine + lines * f.in.line);
+            line += to - from;
+        }
+    }
+    return nullptr;
+}
+
+namespace {
+
+struct Backward {
+    const Lowered* a;
+    const Image* image;
+    Slab in, out;
+    const float *g, *x;
+    float* dx;
+    int64_t vectors, out_height, block, lines;
+};
+
+// Gradients of one panel: dx of its images, and its share of the weight gradient added to dw.
+void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float* g, float* dw) {
+    const int64_t stride = b.image->stride_h, span = b.image->span_h();
+    const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
+    for (int64_t h = 0; h < b.out_height; h += b.block) {
+        const int64_t count = least(b.block, b.out_height - h), first = h * stride, last = first + (count - 1) * stride + span;
+        pack_lines(b.out, b.g, panel, h, h + count, g);
+        if (dw != nullptr) {
+            x.slide(b.in, first, last);
+            if (x.filled < last) pack_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
+            x.filled = most(x.filled, last);
+            dots(*b.a, 0, b.a->groups, x.line(b.in, first), g, {count, stride * b.in.line, b.out.line, b.vectors}, dw);
+        }
+        if (b.dx == nullptr) continue;
+        dx.slide(b.in, first, last);
+        zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
+        dx.filled = last;
+        for (int64_t i = 0; i < count; ++i) {
+            product<Scatter>(*b.a, 0, b.a->groups, dx.line(b.in, first + i * stride), g + i * b.out.line, b.vectors, 1);
+        }
+        // The lines before the next block's first one are complete.
+        const bool end = h + count == b.out_height;
+        const int64_t done = end ? last : least(last, first + count * stride);
+        unpack_lines(b.in, dx.line(b.in, first), panel, first, done, b.dx);
+        for (int64_t l = done; l < (end ? all : least(all, first + count * stride)); ++l) {
+            zero_lines(b.in, dx.lines, 1);
+            dx.base = dx.filled = l;
+            unpack_lines(b.in, dx.lines, panel, l, l + 1, b.dx);
+        }
+    }
+}
+
+}  // namespace
+
+Failure conv_backward(const Stored& m, const Image& image, const float* g, const float* x, float* dx, float* dw, int threads) {
+    const int64_t weights = m.stored * m.height;
+    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
+    if (image.batch == 0) return nullptr;
+    const Plan p = plan(m, image, threads);
+    const int64_t block = most<int64_t>(1, least(p.out_height, kDotVectors * kBatchLanes / (p.vectors * kLanes)));
+    const int64_t lines = window_lines(image, p.in, block);
+    const int64_t windows = (dx ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
+    const int64_t floats = windows * lines * slab_line(p.in) + block * slab_line(p.out);
+    Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 +
+                    threads * (floats + private_dw) * 4 + 1024);
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    Lowered a;
+    Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, lines};
+    const Addressing at{b.in.channel, image.taps(), tap_offsets(image, p.in, memory), b.out.channel};
+    if (Failure wrong = lower(m, at, nullptr, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    float* buffers = memory.take<float>(threads * floats);
+    float* copies = memory.take<float>(threads * private_dw);
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+        float* mine = buffers + id * floats;
+        float* my_dw = dw == nullptr ? nullptr : id == 0 ? dw : copies + id * private_dw;
+        if (my_dw != nullptr && id > 0) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
+        float* out = mine + windows * lines * b.in.line;
+        for (int64_t panel = p.panels * id / team; panel < p.panels * (id + 1) / team; ++panel) {
+            backward_panel(b, panel, {mine, lines, 0, 0}, {mine + (windows - 1) * lines * b.in.line, lines, 0, 0}, out, my_dw);
+        }
+#pragma omp barrier
+        for (int64_t i = weights * id / team; dw != nullptr && i < weights * (id + 1) / team; ++i) {
+            float sum = dw[i];
+            for (int64_t t = 1; t < team; ++t) sum += copies[t * private_dw + i];
+            dw[i] = sum;
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

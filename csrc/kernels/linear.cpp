@@ -1,0 +1,171 @@
+// Linear layers.  A panel is up to 64 samples of every feature, [feature][sample], packed from [batch, feature] just before it is
+// used and small enough to stay in L2; nothing of the size of an activation is ever held.
+#include <cstring>
+
+#include "../scratch.hpp"
+#include "linear.hpp"
+#include "memory.hpp"
+#include "pack.hpp"
+#include "tiles.hpp"
+
+#include <omp.h>
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kPanel = 64;           // samples in a panel
+constexpr int64_t kWeightPanel = 512;    // samples that one reduction of a weight gradient runs over, at most
+constexpr int64_t kTilesPerGroup = 4;    // tiles that share one pass over a group's weights
+
+// Offsets of `features` rows of a panel.
+int32_t* places(Memory& memory, int64_t features, int64_t stride) {
+    int32_t* at = memory.take<int32_t>(features);
+    for (int64_t f = 0; f < features; ++f) at[f] = static_cast<int32_t>(f * stride);
+    return at;
+}
+
+// [samples, features] -> [feature][sample], the samples filled up with 0 to a multiple of 16.
+void pack_panel(const float* x, int64_t features, int64_t samples, const int32_t* at, float* panel) {
+    for (int64_t s = 0; s < samples; s += kBatchLanes) {
+        const Move move{at, features, features, least(kBatchLanes, samples - s), kBatchLanes, false};
+        pack(move, x + s * features, panel + s);
+    }
+}
+
+void unpack_panel(const float* panel, int64_t features, int64_t from, int64_t to, int64_t samples, const int32_t* at, float* y) {
+    for (int64_t s = 0; s < samples; s += kBatchLanes) {
+        const Move move{at + from, to - from, features, least(kBatchLanes, samples - s), kBatchLanes, false};
+        unpack(move, panel + s, y + s * features + from);
+    }
+}
+
+// The group at which share `part` of `parts` begins, by stored columns.
+int64_t share(const Lowered& a, int64_t part, int64_t parts) {
+    const int64_t goal = a.offsets[a.groups] * part / parts;
+    int64_t low = 0, high = a.groups;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (a.offsets[middle] < goal) low = middle + 1; else high = middle;
+    }
+    return part == parts ? a.groups : part == 0 ? 0 : low;
+}
+
+}  // namespace
+
+Failure linear_forward(const Stored& m, const float* x, const float* bias, float* y, int64_t batch, int threads) {
+    const int64_t inputs = m.n_columns, outputs = m.n_rows;
+    if (batch == 0 || outputs == 0) return nullptr;
+    const int64_t units = (batch + kBatchLanes - 1) / kBatchLanes;
+    // With fewer units than threads, the threads of a unit share its output panel and split the row groups.
+    const int64_t parts = most<int64_t>(1, threads / units), owners = least<int64_t>(units, threads);
+    const int64_t width = least(kPanel, up((batch + owners - 1) / owners, kBatchLanes));
+    const int64_t stride = odd_lines(width);
+    const int64_t in_bytes = inputs * stride * 4, out_bytes = outputs * stride * 4;
+    Scratch scratch(lowered_bytes(m) + (inputs + outputs) * 4 + threads * (in_bytes + out_bytes) + 1024);
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    const int32_t* in_at = places(memory, inputs, stride);
+    const int32_t* out_at = places(memory, outputs, stride);
+    Lowered a;
+    const int64_t zero = 0;
+    if (Failure wrong = lower(m, {stride, 1, &zero, stride}, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    float* in = memory.take<float>(threads * inputs * stride);
+    float* out = memory.take<float>(threads * outputs * stride);
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+        // A runtime that grants fewer threads than asked for must still cover every share.
+        for (int64_t t = id; t < owners * parts; t += team) {
+            const int64_t owner = t % owners, part = t / owners;
+            float* my_in = in + id * inputs * stride;
+            float* my_out = out + owner * outputs * stride;
+            const int64_t first = units * owner / owners * kBatchLanes, last = least(batch, units * (owner + 1) / owners * kBatchLanes);
+            for (int64_t s = first; s < last; s += width) {
+                const int64_t samples = least(width, last - s), vectors = up(samples, kBatchLanes) / kLanes;
+                pack_panel(x + s * inputs, inputs, samples, in_at, my_in);
+                product<Gather>(a, share(a, part, parts), share(a, part + 1, parts), my_in, my_out, vectors, kTilesPerGroup);
+                if (part == 0) fill_missing(a, bias, my_out, stride, vectors);
+                if (parts == 1) unpack_panel(my_out, outputs, 0, outputs, samples, out_at, y + s * outputs);
+            }
+        }
+#pragma omp barrier
+        for (int64_t t = id; parts > 1 && t < owners * parts; t += team) {
+            const int64_t owner = t % owners, part = t / owners, first = units * owner / owners * kBatchLanes;
+            const int64_t samples = least(kBatchLanes, batch - first);
+            unpack_panel(out + owner * outputs * stride, outputs, outputs * part / parts, outputs * (part + 1) / parts, samples, out_at,
+                         y + first * outputs);
+        }
+    }
+    return nullptr;
+}
+
+namespace {
+
+struct Backward {
+    const Lowered* for_dx;
+    const Lowered* for_dw;
+    const float *g, *x;
+    float *dx, *dw;
+    int64_t inputs, outputs, stride, panel_stride;
+    const int32_t *g_at, *x_at, *dx_at;
+    float *g_panel, *x_panel, *dx_panels;
+};
+
+// One thread's share of one weight panel of `samples` samples from sample `s` on; the whole team runs it together.
+void backward_panel(const Backward& b, int64_t s, int64_t samples, int64_t id, int64_t team) {
+    const int64_t units = (samples + kBatchLanes - 1) / kBatchLanes;
+    const int64_t first = units * id / team * kBatchLanes, last = least(samples, units * (id + 1) / team * kBatchLanes);
+    if (first < last) {
+        pack_panel(b.g + (s + first) * b.outputs, b.outputs, last - first, b.g_at, b.g_panel + first);
+        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, last - first, b.x_at, b.x_panel + first);
+    }
+#pragma omp barrier
+    if (b.dx != nullptr) {
+        float* panel = b.dx_panels + id * b.inputs * b.panel_stride;
+        for (int64_t t = first; t < last; t += kPanel) {
+            const int64_t count = least(kPanel, last - t);
+            std::memset(panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
+            product<Scatter>(*b.for_dx, 0, b.for_dx->groups, panel, b.g_panel + t, up(count, kBatchLanes) / kLanes, kTilesPerGroup);
+            unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
+        }
+    }
+    if (b.dw != nullptr) {
+        const Lowered& a = *b.for_dw;
+        dots(a, share(a, id, team), share(a, id + 1, team), b.x_panel, b.g_panel, {1, 0, 0, up(samples, kBatchLanes) / kLanes}, b.dw);
+    }
+#pragma omp barrier
+}
+
+}  // namespace
+
+Failure linear_backward(const Stored& m, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads) {
+    const int64_t inputs = m.n_columns, outputs = m.n_rows;
+    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(m.stored * m.height) * 4);
+    if (batch == 0) return nullptr;
+    const int64_t wide = least(kWeightPanel, up(batch, kBatchLanes)), stride = odd_lines(wide);
+    const int64_t narrow = odd_lines(least(kPanel, wide));
+    const int64_t panels = (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow : 0);
+    Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs) * 4 + panels * 4 + 1024);
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    const int64_t zero = 0;
+    Lowered for_dx{}, for_dw{};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    b.g_at = places(memory, outputs, stride);
+    b.x_at = places(memory, inputs, stride);
+    b.dx_at = places(memory, inputs, narrow);
+    if (Failure wrong = lower(m, {narrow, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
+    if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+    b.g_panel = memory.take<float>(outputs * stride);
+    if (dw != nullptr) b.x_panel = memory.take<float>(inputs * stride);
+    if (dx != nullptr) b.dx_panels = memory.take<float>(threads * inputs * narrow);
+#pragma omp parallel num_threads(threads)
+    for (int64_t s = 0; s < batch; s += wide) {
+        backward_panel(b, s, least(wide, batch - s), omp_get_thread_num(), omp_get_num_threads());
+    }
+    return nullptr;
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

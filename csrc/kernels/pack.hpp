@@ -1,0 +1,88 @@
+// Between PyTorch's layouts and the kernels': 16 rows of contiguous floats become 16 lanes of one place each.
+#pragma once
+
+#include "vec.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+constexpr int64_t kBatchLanes = 16;
+
+// Sixteen places of sixteen lanes; lanes from `lanes` on read as 0.
+OW_INLINE void pack_block(const float* from, int64_t lane_stride, int64_t lanes, const int32_t* at, float* to) {
+    for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
+        for (int64_t p = 0; p < kBatchLanes; p += kLanes) {
+            Vec v[kLanes];
+            OW_UNROLL
+            for (int i = 0; i < kLanes; ++i) v[i] = l + i < lanes ? load(from + (l + i) * lane_stride + p) : Vec{};
+            transpose(v);
+            OW_UNROLL
+            for (int i = 0; i < kLanes; ++i) store(to + at[p + i] + l, v[i]);
+        }
+    }
+}
+
+OW_INLINE void unpack_block(const float* from, const int32_t* at, float* to, int64_t lane_stride, int64_t lanes) {
+    for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
+        for (int64_t p = 0; p < kBatchLanes; p += kLanes) {
+            Vec v[kLanes];
+            OW_UNROLL
+            for (int i = 0; i < kLanes; ++i) v[i] = load(from + at[p + i] + l);
+            transpose(v);
+            OW_UNROLL
+            for (int i = 0; i < kLanes; ++i) {
+                if (l + i < lanes) store(to + (l + i) * lane_stride + p, v[i]);
+            }
+        }
+    }
+}
+
+// What one pack or unpack moves: `count` contiguous places of `lanes` rows that lie `lane_stride` apart, into groups of `unit` lanes
+// (a power of two, at most 16); place p goes to offset at[p], nowhere if that is negative.
+struct Move {
+    const int32_t* at;
+    int64_t count, lane_stride, lanes, unit;
+    bool cropped;  // some offsets are negative
+};
+
+OW_INLINE void pack(const Move& m, const float* from, float* to) {
+    if (m.unit == kBatchLanes && !m.cropped && m.count >= kBatchLanes) {
+        // The last block overlaps the one before it, so that it is whole.
+        for (int64_t p = 0; p < m.count; p += kBatchLanes) {
+            const int64_t q = least(p, m.count - kBatchLanes);
+            if (m.lanes == kBatchLanes) {
+                pack_block(from + q, m.lane_stride, kBatchLanes, m.at + q, to);
+            } else {
+                pack_block(from + q, m.lane_stride, m.lanes, m.at + q, to);
+            }
+        }
+        return;
+    }
+    for (int64_t l = 0; l < m.unit; ++l) {
+        for (int64_t p = 0; p < m.count; ++p) {
+            if (m.at[p] >= 0) to[m.at[p] + l] = l < m.lanes ? from[l * m.lane_stride + p] : 0.0f;
+        }
+    }
+}
+
+OW_INLINE void unpack(const Move& m, const float* from, float* to) {
+    if (m.unit == kBatchLanes && !m.cropped && m.count >= kBatchLanes) {
+        for (int64_t p = 0; p < m.count; p += kBatchLanes) {
+            const int64_t q = least(p, m.count - kBatchLanes);
+            if (m.lanes == kBatchLanes) {
+                unpack_block(from, m.at + q, to + q, m.lane_stride, kBatchLanes);
+            } else {
+                unpack_block(from, m.at + q, to + q, m.lane_stride, m.lanes);
+            }
+        }
+        return;
+    }
+    for (int64_t l = 0; l < m.lanes; ++l) {
+        for (int64_t p = 0; p < m.count; ++p) {
+            to[l * m.lane_stride + p] = m.at[p] >= 0 ? from[m.at[p] + l] : 0.0f;
+        }
+    }
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

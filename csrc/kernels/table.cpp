@@ -1,0 +1,14 @@
+#include "conv.hpp"
+#include "linear.hpp"
+
+#define OW_NAME_(x) #x
+#define OW_NAME(x) OW_NAME_(x)
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+extern const Kernels kernels;
+const Kernels kernels = {OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward};
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

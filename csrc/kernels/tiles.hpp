@@ -1,0 +1,249 @@
+// The arithmetic: one row group against a strip of contiguous floats.
+//
+// A strip is a run of vectors at the same place of every channel: the batch lanes of neighbouring pixels, or a piece of a panel of a
+// linear layer.  A stored column is an element offset from the strip's base, a row another one; linear layers and convolutions of
+// any geometry differ in these offsets only.
+#pragma once
+
+#include "../lower.hpp"
+#include "vec.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+// forward: out[row] = bias[row] + sum_k w[k][row] * in[column k]
+
+template <int MR, int NV>
+OW_INLINE void gather_tile(const float* in, const int32_t* columns, const float* w, int64_t height, int64_t count, float* out,
+                           const int32_t* rows, const float* bias) {
+    Vec acc[MR][NV];
+    OW_UNROLL
+    for (int m = 0; m < MR; ++m) {
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) acc[m][v] = broadcast(bias[m]);
+    }
+    for (int64_t k = 0; k < count; ++k, w += height) {
+        const float* from = in + columns[k];
+        Vec x[NV];
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) x[v] = load(from + kLanes * v);
+        OW_UNROLL
+        for (int m = 0; m < MR; ++m) {
+            OW_UNROLL
+            for (int v = 0; v < NV; ++v) acc[m][v] += w[m] * x[v];
+        }
+    }
+    OW_UNROLL
+    for (int m = 0; m < MR; ++m) {
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) store(out + rows[m] + kLanes * v, acc[m][v]);
+    }
+}
+
+// input gradient: in[column k] += sum_row w[k][row] * out[row]
+
+template <int MR, int NV>
+OW_INLINE void scatter_tile(float* in, const int32_t* columns, const float* w, int64_t height, int64_t count, const float* out,
+                            const int32_t* rows, const float*) {
+    Vec g[MR][NV];
+    OW_UNROLL
+    for (int m = 0; m < MR; ++m) {
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) g[m][v] = load(out + rows[m] + kLanes * v);
+    }
+    for (int64_t k = 0; k < count; ++k, w += height) {
+        float* to = in + columns[k];
+        Vec x[NV];
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) x[v] = load(to + kLanes * v);
+        OW_UNROLL
+        for (int m = 0; m < MR; ++m) {
+            OW_UNROLL
+            for (int v = 0; v < NV; ++v) x[v] += w[m] * g[m][v];
+        }
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) store(to + kLanes * v, x[v]);
+    }
+}
+
+struct Gather {
+    using In = const float;
+    using Out = float;
+    template <int MR, int NV>
+    OW_INLINE void tile(const float* in, const int32_t* c, const float* w, int64_t h, int64_t n, float* out, const int32_t* r, const float* b) {
+        gather_tile<MR, NV>(in, c, w, h, n, out, r, b);
+    }
+};
+
+struct Scatter {
+    using In = float;
+    using Out = const float;
+    template <int MR, int NV>
+    OW_INLINE void tile(float* in, const int32_t* c, const float* w, int64_t h, int64_t n, const float* out, const int32_t* r, const float* b) {
+        scatter_tile<MR, NV>(in, c, w, h, n, out, r, b);
+    }
+};
+
+// All rows of group g against NV vectors, in register tiles of at most MR rows.
+template <typename Op, int MR, int NV>
+OW_INLINE void group_tile(const Lowered& a, int64_t g, typename Op::In* in, typename Op::Out* out) {
+    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height;
+    const int32_t* columns = a.columns + first;
+    const float* w = a.values + first * h;
+    const int32_t* rows = a.rows + g * h;
+    const float* bias = a.bias + g * h;
+    int64_t r = 0;
+    if (g >= a.full_groups) {
+        for (; r < h; ++r) {
+            if (rows[r] >= 0) Op::template tile<1, NV>(in, columns, w + r, h, count, out, rows + r, bias + r);
+        }
+        return;
+    }
+    for (; r + MR <= h; r += MR) Op::template tile<MR, NV>(in, columns, w + r, h, count, out, rows + r, bias + r);
+    if constexpr (MR > 8) {
+        if (r + 8 <= h) { Op::template tile<8, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 8; }
+    }
+    if constexpr (MR > 4) {
+        if (r + 4 <= h) { Op::template tile<4, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 4; }
+    }
+    if constexpr (MR > 2) {
+        if (r + 2 <= h) { Op::template tile<2, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 2; }
+    }
+    if constexpr (MR > 1) {
+        if (r < h) Op::template tile<1, NV>(in, columns, w + r, h, count, out, rows + r, bias + r);
+    }
+}
+
+// Groups [g0, g1) against `vectors` vectors; `block` neighbouring tiles share one pass over a group's weights.
+template <typename Op, int MR, int NV>
+void strip(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors, int64_t block) {
+    int64_t v = 0;
+    while (v + NV <= vectors) {
+        const int64_t stop = least(v + block * NV, vectors - vectors % NV);
+        for (int64_t g = g0; g < g1; ++g) {
+            for (int64_t t = v; t < stop; t += NV) group_tile<Op, MR, NV>(a, g, in + t * kLanes, out + t * kLanes);
+        }
+        v = stop;
+    }
+    if constexpr (NV > 1) {
+        if (v < vectors) strip<Op, MR, NV / 2>(a, g0, g1, in + v * kLanes, out + v * kLanes, vectors - v, block);
+    }
+}
+
+// The register tiles, by height.  With 32 registers: 8 x 2, 4 x 4, 1 x 8; with 16: 4 x 2, 2 x 4, 1 x 8.
+template <typename Op>
+void product(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors, int64_t block) {
+    if constexpr (kLanes == 16) {
+        if (a.height >= 8) return strip<Op, 8, 2>(a, g0, g1, in, out, vectors, block);
+        if (a.height >= 4) return strip<Op, 4, 4>(a, g0, g1, in, out, vectors, block);
+        return strip<Op, 2, 8>(a, g0, g1, in, out, vectors, block);
+    } else {
+        if (a.height >= 4) return strip<Op, 4, 2>(a, g0, g1, in, out, vectors, block);
+        if (a.height >= 2) return strip<Op, 2, 4>(a, g0, g1, in, out, vectors, block);
+        return strip<Op, 1, 8>(a, g0, g1, in, out, vectors, block);
+    }
+}
+
+// Sets the rows that are in no group to their bias.
+OW_INLINE void fill_missing(const Lowered& a, const float* bias, float* out, int64_t row_stride, int64_t vectors) {
+    for (int64_t i = 0; i < a.n_missing; ++i) {
+        const int64_t row = a.missing[i];
+        const Vec value = broadcast(bias == nullptr ? 0.0f : bias[row]);
+        for (int64_t v = 0; v < vectors; ++v) store(out + row * row_stride + v * kLanes, value);
+    }
+}
+
+// weight gradient: dw[k][row] += in[column k] . out[row]
+
+// The places that a dot product runs over: `lines` strips of `vectors` vectors.
+struct Places {
+    int64_t lines, in_line, out_line, vectors;
+};
+
+// MR rows x KT columns, MR * KT = kLanes: as many accumulators as one vector holds sums.
+template <int MR>
+OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
+                        float* dw, int64_t height) {
+    constexpr int KT = kLanes / MR;
+    Vec acc[kLanes];
+    int64_t column[KT];
+    OW_UNROLL
+    for (int i = 0; i < kLanes; ++i) acc[i] = Vec{};
+    OW_UNROLL
+    for (int j = 0; j < KT; ++j) column[j] = columns[least<int64_t>(j, count - 1)];
+    for (int64_t line = 0; line < p.lines; ++line) {
+        const float* x = in + line * p.in_line;
+        const float* g = out + line * p.out_line;
+        for (int64_t v = 0; v < p.vectors; ++v, x += kLanes, g += kLanes) {
+            Vec rowv[MR];
+            OW_UNROLL
+            for (int m = 0; m < MR; ++m) rowv[m] = load(g + rows[m]);
+            OW_UNROLL
+            for (int j = 0; j < KT; ++j) {
+                const Vec xv = load(x + column[j]);
+                OW_UNROLL
+                for (int m = 0; m < MR; ++m) acc[j * MR + m] += rowv[m] * xv;
+            }
+        }
+    }
+    alignas(64) float total[kLanes];
+    store(total, sums(acc));
+    for (int64_t j = 0; j < least<int64_t>(KT, count); ++j) {
+        float* to = dw + j * height;
+        if constexpr (MR == 4) {
+            QuadInMemory* quad = reinterpret_cast<QuadInMemory*>(to);
+            *quad = *quad + *reinterpret_cast<Quad*>(total + 4 * j);
+        } else {
+            OW_UNROLL
+            for (int m = 0; m < MR; ++m) to[m] += total[j * MR + m];
+        }
+    }
+}
+
+// Rows [r0, r1) of one group against its columns [k, k + kLanes).
+OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count, const int32_t* rows, int64_t r0, int64_t r1,
+                        const float* in, const float* out, const Places& p, float* dw) {
+    int64_t r = r0;
+    for (; r + 4 <= r1; r += 4) {
+        for (int64_t k = 0; k < count; k += kLanes / 4) {
+            dot_tile<4>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
+        }
+    }
+    if (r + 2 <= r1) {
+        for (int64_t k = 0; k < count; k += kLanes / 2) {
+            dot_tile<2>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
+        }
+        r += 2;
+    }
+    if (r < r1) {
+        for (int64_t k = 0; k < count; k += kLanes) {
+            dot_tile<1>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
+        }
+    }
+}
+
+// Adds to dw[k][row] for the groups [g0, g1).  Padded rows are left alone.
+OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const float* in, const float* out, const Places& p, float* dw) {
+    const int64_t h = a.height;
+    for (int64_t g = g0; g < g1; ++g) {
+        const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first;
+        const int32_t* rows = a.rows + g * h;
+        if (g >= a.full_groups) {
+            for (int64_t r = 0; r < h; ++r) {
+                if (rows[r] < 0) continue;
+                dot_rows(a, a.columns + first, count, rows, r, r + 1, in, out, p, dw + first * h);
+            }
+            continue;
+        }
+        // Sixteen rows' strips and a few columns' fit L1 together.
+        for (int64_t r = 0; r < h; r += 16) {
+            for (int64_t k = 0; k < count; k += kLanes) {
+                dot_rows(a, a.columns + first + k, least<int64_t>(kLanes, count - k), rows, r, least(r + 16, h), in, out, p,
+                         dw + (first + k) * h);
+            }
+        }
+    }
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

@@ -1,0 +1,116 @@
+#include "lower.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace openwork {
+namespace {
+
+int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <typename T>
+T* carve(char*& memory, int64_t count) {
+    T* start = reinterpret_cast<T*>(memory);
+    memory += padded(count * static_cast<int64_t>(sizeof(T)));
+    return start;
+}
+
+Failure check_offsets(const Stored& m) {
+    if (m.offsets[0] != 0 || m.offsets[m.groups] != m.stored) return "the pattern's offsets do not run from 0 to the number of columns";
+    for (int64_t g = 0; g < m.groups; ++g) {
+        if (m.offsets[g + 1] < m.offsets[g]) return "the pattern's offsets descend";
+    }
+    return nullptr;
+}
+
+Failure lower_rows(const Stored& m, int64_t row_stride, const float* bias, int32_t* rows, float* spread, char* seen, int64_t& full) {
+    std::memset(seen, 0, static_cast<size_t>(m.n_rows));
+    full = m.groups;
+    for (int64_t i = 0; i < m.groups * m.height; ++i) {
+        const int64_t row = m.rows == nullptr ? i : m.rows[i];
+        if (row < -1 || row >= m.n_rows) return "the pattern's rows are out of range";
+        if (row < 0) full = std::min(full, i / m.height);
+        if (row >= 0) {
+            if (seen[row]) return "the pattern has a row in two groups";
+            seen[row] = 1;
+        }
+        rows[i] = row < 0 ? -1 : static_cast<int32_t>(row * row_stride);
+        spread[i] = row < 0 || bias == nullptr ? 0.0f : bias[row];
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+int64_t lowered_bytes(const Stored& m) {
+    const int64_t rows = m.groups * m.height;
+    return padded(m.n_columns * 4) + padded(m.stored * 4) + 2 * padded(rows * 4) + padded(m.n_rows) + padded(m.n_rows * 4) +
+           (m.order != nullptr ? padded(m.stored * 4) : 0);
+}
+
+Failure lower(const Stored& m, const Addressing& at, const float* bias, char* memory, int threads, Lowered& out) {
+    if (Failure wrong = check_offsets(m)) return wrong;
+    int32_t* table = carve<int32_t>(memory, m.n_columns);
+    int32_t* columns = carve<int32_t>(memory, m.stored);
+    int32_t* rows = carve<int32_t>(memory, m.groups * m.height);
+    float* spread = carve<float>(memory, m.groups * m.height);
+    char* seen = carve<char>(memory, m.n_rows);
+    int32_t* missing = carve<int32_t>(memory, m.n_rows);
+    float* ordered = m.order != nullptr ? carve<float>(memory, m.stored) : nullptr;
+
+    const int64_t furthest = (m.n_columns / at.taps) * at.channel + *std::max_element(at.tap, at.tap + at.taps);
+    if (std::max(furthest, m.n_rows * at.row) > std::numeric_limits<int32_t>::max()) return "the layer's blocked layout is too large for 32-bit offsets";
+    for (int64_t c = 0; c < m.n_columns; ++c) table[c] = static_cast<int32_t>((c / at.taps) * at.channel + at.tap[c % at.taps]);
+    int64_t full = 0;
+    if (Failure wrong = lower_rows(m, at.row, bias, rows, spread, seen, full)) return wrong;
+
+    bool bad = false;
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns), stored = static_cast<uint32_t>(m.stored);
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : bad) if (m.stored > 16384)
+    for (int64_t k = 0; k < m.stored; ++k) {
+        const uint32_t column = static_cast<uint32_t>(m.columns[k]);
+        bad = bad || column >= limit;
+        columns[k] = column < limit ? table[column] : 0;
+        if (ordered != nullptr) {
+            const uint32_t from = static_cast<uint32_t>(m.order[k]);
+            bad = bad || from >= stored;
+            ordered[k] = from < stored ? m.values[from] : 0.0f;
+        }
+    }
+    if (bad) return "the pattern's columns are out of range";
+
+    int64_t n_missing = 0;
+    for (int64_t r = 0; r < m.n_rows; ++r) {
+        if (!seen[r]) missing[n_missing++] = static_cast<int32_t>(r);
+    }
+    out = {m.groups, m.height, m.n_rows, full, m.offsets, columns, rows, m.rows, ordered != nullptr ? ordered : m.values, spread, missing, n_missing};
+    return nullptr;
+}
+
+Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order) {
+    if (Failure wrong = check_offsets(m)) return wrong;
+    const int64_t channels = m.n_columns / taps;
+    std::memset(offsets, 0, static_cast<size_t>(channels + 1) * sizeof(int32_t));
+    for (int64_t k = 0; k < m.stored; ++k) {
+        if (m.columns[k] < 0 || m.columns[k] >= m.n_columns) return "the pattern's columns are out of range";
+        ++offsets[m.columns[k] / taps + 1];
+    }
+    for (int64_t c = 0; c < channels; ++c) offsets[c + 1] += offsets[c];
+    // A stable counting sort; the rows of a channel stay in order.  offsets[c] is used as the cursor and ends one bucket too far.
+    for (int64_t g = 0; g < m.groups; ++g) {
+        const int64_t row = m.rows == nullptr ? g : m.rows[g];
+        for (int64_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
+            const int64_t channel = m.columns[k] / taps, tap = m.columns[k] % taps;
+            const int32_t to = offsets[channel]++;
+            if (row < 0 || row >= m.n_rows) return "the pattern's rows are out of range";
+            columns[to] = static_cast<int32_t>(row * taps + taps - 1 - tap);
+            order[to] = static_cast<int32_t>(k);
+        }
+    }
+    for (int64_t c = channels; c > 0; --c) offsets[c] = offsets[c - 1];
+    offsets[0] = 0;
+    return nullptr;
+}
+
+}  // namespace openwork
