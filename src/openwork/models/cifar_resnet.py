@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, channels, H / stride, W / stride]``."""
-        out = self.bn1(self.conv1(x)).relu()
+        out: Tensor = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out))
         skip: Tensor = self.shortcut(x)
         return (out + skip).relu()

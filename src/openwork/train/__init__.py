@@ -1,0 +1,19 @@
+"""The training command's parts, on Lightning."""
+
+from openwork.train.checkpoint import CheckpointError, Interrupted
+from openwork.train.learning_rate import Constant, Cosine, LearningRate, OneCycle, Step
+from openwork.train.run import Result, train
+from openwork.train.settings import Settings
+
+__all__ = [
+    "CheckpointError",
+    "Constant",
+    "Cosine",
+    "Interrupted",
+    "LearningRate",
+    "OneCycle",
+    "Result",
+    "Settings",
+    "Step",
+    "train",
+]

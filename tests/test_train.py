@@ -1,0 +1,439 @@
+"""The training command: end to end on digits, resumed bit for bit, stopped by a signal, and refusing nonsense."""
+
+import csv
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import openwork as ow
+from openwork.analysis import active_parameters, memory
+from openwork.cli import main
+from openwork.models import MLP
+from openwork.train import CheckpointError, Constant, Cosine, OneCycle, Step
+from openwork.train import checkpoint as checkpoint_module
+from openwork.train.arguments import parse
+from openwork.train.checkpoint import AtomicCheckpointIO, StopRequest, random_state, read_checkpoint, set_random_state
+from openwork.train.classifier import Classifier
+from openwork.train.files import Table
+from openwork.train.report import Summary
+
+
+class Net(nn.Module):
+    """Small, with dropout, so that a resumed run has to bring random numbers back."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1),
+            nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Flatten(), nn.Linear(16 * width, 10),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.body(x)
+
+
+SMALL = [
+    "--model", f"{Net.__module__}.Net", "--layout", "ShuffledBlock", "--layout.m", "4", "--layout.n", "4",
+    "--batch_size", "200", "--epochs", "2", "--progress", "false", "--kernel", "reference", "--device", "cpu",
+]  # fmt: skip
+STEPS = 7  # 1437 images in batches of 200
+
+
+def run(tmp_path, name, *arguments):
+    assert main(["train", *SMALL, "--run_dir", str(tmp_path / name), *arguments]) == 0
+    return tmp_path / name
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "step_ms"} for row in csv.DictReader(file)]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def kill_after(monkeypatch, steps):
+    """A SIGTERM during the forward pass of training step ``steps``, counted over the whole run."""
+    plain = Classifier.training_step
+    done = []
+
+    def training_step(self, batch, batch_idx):
+        done.append(1)
+        if len(done) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+
+
+def test_a_run_leaves_everything_behind_and_compares(tmp_path, capsys):
+    options = ["--method.interval", "3", "--sparsity", "0.8", "--batch_size", "100", "--exclude", '["body.8"]']
+    folder = run(tmp_path, "run", *options)
+    printed = capsys.readouterr().out
+    for words in ("test accuracy", "non-zeros", "optimizer state", "ms per step, median", "sparse / dense", str(folder)):
+        assert words in printed.replace("\n", "")
+    for part in (folder, folder / "dense"):
+        names = {path.name for path in part.iterdir()}
+        assert {"metrics.csv", "summary.json", "checkpoints"} <= names
+        assert any(name.startswith("events.out.tfevents") for name in names)
+        assert {path.name for path in (part / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+        assert [row["step"] for row in rows(part / "metrics.csv")] == ["14", "28"]
+    assert {"config.yaml", "report.txt", "result.txt", "topology.csv"} <= {path.name for path in folder.iterdir()}
+    # Every 3 steps until three quarters of 28.
+    assert sorted({int(row["step"]) for row in rows(folder / "topology.csv")}) == [3, 6, 9, 12, 15, 18]
+    sparse, dense = Summary.read(folder), Summary.read(folder / "dense")
+    assert min(sparse.accuracy, dense.accuracy) > 0.5
+    assert dense.weights == dense.gradients == dense.optimizer_state == 4 * dense.parameters
+    assert sparse.weights == sparse.gradients == sparse.optimizer_state == 4 * sparse.parameters
+    assert sparse.trained < 0.7 * dense.trained
+    assert sparse.indices > 0 == dense.indices
+    assert sparse.updates == 6
+
+
+def test_the_twin_starts_from_the_same_weights_and_sees_the_same_data(tmp_path, monkeypatch):
+    seen, weights = [], []
+    plain = Classifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 0:
+            weights.append(self.model.body[0].weight.detach().clone())
+        seen.append((batch[0].sum().item(), batch[2].tolist()))
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    run(tmp_path, "run", "--exclude", '["body.0"]')
+    assert len(seen) == 4 * STEPS
+    assert seen[: 2 * STEPS] == seen[2 * STEPS :]
+    assert torch.equal(*weights)
+
+
+RIGL = ["--method", "RigL", "--method.interval", "5", "--checkpoint_every", "3"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    return run(tmp_path_factory.mktemp("whole"), "run", *RIGL)
+
+
+@pytest.mark.parametrize("step", [4, STEPS, STEPS + 3, 2 * STEPS + 4])
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch, capsys, step):
+    """Stopped within an epoch, at its end, before a topology update and in the dense twin."""
+    with monkeypatch.context() as patch:
+        kill_after(patch, step)
+        folder = tmp_path / "stopped"
+        code = main(["train", *SMALL, "--run_dir", str(folder), *RIGL])
+    assert code == 128 + signal.SIGTERM
+    assert f"openwork train --resume {folder}" in capsys.readouterr().err.replace("\n", "")
+    stopped = folder if step <= 2 * STEPS else folder / "dense"
+    before = read_checkpoint(stopped / "checkpoints" / "last.ckpt")
+    assert before["global_step"] == (step - 1) % (2 * STEPS) + 1
+    assert main(["train", "--resume", str(folder)]) == 0
+    for part in ("", "dense"):
+        assert rows(folder / part / "metrics.csv") == rows(whole / part / "metrics.csv")
+        for name in ("last.ckpt", "best.ckpt"):
+            expected, found = (read_checkpoint(run / part / "checkpoints" / name) for run in (whole, folder))
+            for key in ("state_dict", "optimizer_states", "lr_schedulers", "sparsity", "random_state", "global_step", "epoch"):
+                assert same(found[key], expected[key]), (part, name, key)
+    assert rows(folder / "topology.csv") == rows(whole / "topology.csv")
+
+
+def test_resume_from_a_named_checkpoint_and_of_a_finished_run(tmp_path):
+    whole = run(tmp_path, "whole", "--checkpoint_every", "3", "--dense_twin", "false")
+    metrics, last = rows(whole / "metrics.csv"), read_checkpoint(whole / "checkpoints" / "last.ckpt")
+    summary = (whole / "summary.json").stat().st_mtime_ns
+    assert main(["train", "--resume", str(whole)]) == 0
+    assert (whole / "summary.json").stat().st_mtime_ns == summary
+    assert main(["train", "--resume", str(whole / "checkpoints" / "best.ckpt")]) == 0
+    assert (whole / "summary.json").stat().st_mtime_ns > summary
+    assert rows(whole / "metrics.csv") == metrics
+    assert same(read_checkpoint(whole / "checkpoints" / "last.ckpt")["state_dict"], last["state_dict"])
+
+
+def test_sigterm_ends_a_process_with_143_and_a_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "openwork.cli",
+        "train",
+        "--epochs",
+        "1000",
+        "--run_dir",
+        str(folder),
+        "--progress",
+        "false",
+    ]
+    command += ["--model.width", "16", "--batch_size", "300", "--layout.m", "4", "--layout.n", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        limit = time.monotonic() + 60
+        while not (folder / "metrics.csv").exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, errors
+    assert f"openwork train --resume {folder}" in errors
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= 4
+    assert not list(folder.glob("**/*.part"))
+
+
+def test_a_yaml_file_and_flags_after_it(tmp_path):
+    settings = {
+        "model": {"class_path": "openwork.models.MLP", "init_args": {"in_features": 64, "hidden": [32]}},
+        "layout": "block(4, 4)",
+        "method": "set",
+        "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}},
+        "learning_rate": {"class_path": "Step", "init_args": {"milestones": [1]}},
+        "force": ["classifier"],
+        "batch_size": 400,
+        "dense_twin": False,
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    folder = tmp_path / "run"
+    flags = ["--seed", "3", "--epochs", "2", "--progress", "false", "--run_dir", str(folder), "--device", "cpu"]
+    assert main(["train", "--config", str(tmp_path / "c.yaml"), *flags]) == 0
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["seed"] == 3
+    assert saved["batch_size"] == 400
+    assert saved["model"]["init_args"]["hidden"] == [32]
+    assert [float(row["learning_rate"]) for row in rows(folder / "metrics.csv")] == pytest.approx([0.01, 0.001])
+    last = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert set(last["sparsity"]["layers"]) == {"features.1", "classifier"}
+    assert "Block" in last["sparsity"]["layers"]["classifier"]["layout"]
+    assert not (folder / "dense").exists()
+
+
+def test_sparsity_0_trains_the_dense_model_alone(tmp_path):
+    folder = run(tmp_path, "run", "--sparsity", "0")
+    assert Summary.read(folder).name == "dense"
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["sparsity"] is None
+    assert not (folder / "dense").exists()
+
+
+def test_defaults_of_one_class_are_not_mixed_into_another():
+    settings, _ = parse(["--model", "CifarResNet", "--optimizer", "Adam", "--method", "DSB"])
+    assert settings.model.conv1.weight.shape == (16, 3, 3, 3)
+    assert settings.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 1e-3
+    assert settings.method.interval == ow.methods.DSB().interval
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity", "1.5"], "sparsity=1.5 must lie in [0, 1)"),
+        (["--epochs", "0"], "epochs=0 must be at least 1"),
+        (["--layout", "nonsense"], "layout='nonsense' is unknown; known:"),
+        (["--layout", "block(4)"], "layout='block(4)' does not fit Block"),
+        (["--method.drop_fraction", "2"], "drop_fraction=2.0 must lie strictly between 0 and 1"),
+        (["--batch_size", "2000"], "batch_size=2000 must be at most the number of training images, 1437"),
+        (["--model", "CifarResNet"], "model=CifarResNet does not take images of shape (1, 8, 8)"),
+        (["--model", "DigitsNet", "--model.num_classes", "7"], "the data have 10 classes"),
+        (["--exclude", '["nothing"]'], "exclude names 'nothing', which matches no layer"),
+        (["--config", "missing.yaml"], "--config missing.yaml"),
+        (["--resume", "missing"], "config.yaml is missing"),
+        (["--resume", "missing", "--epochs", "3"], "--resume takes every setting from the run; remove --epochs 3"),
+        (["--data", "Parquet", "--data.path", "missing"], "holds no file named train*.parquet"),
+    ],
+)
+def test_bad_values_are_one_clear_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "NoSuchNet"], "NoSuchNet"),
+        (["--method", "DSB", "--method.drop_fractoin", "0.3"], "Option 'drop_fractoin' is not accepted"),
+        (["--sparsty", "0.5"], "sparsty"),
+        (["--epochs", "many"], 'Parser key "epochs"'),
+    ],
+)
+def test_what_the_parser_refuses_it_names(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["train", *SMALL, "--run_dir", str(tmp_path)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_verb_names_the_known_ones(capsys):
+    assert main(["trian"]) == 2
+    assert "unknown verb 'trian'; known: train" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+
+
+def test_help_lists_what_can_be_chosen(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--sparsity", "--resume", "DSB", "ShuffledBlock", "CifarResNet", "Parquet", "OneCycle"):
+        assert name in text
+    assert "torch.nn.Bilinear" not in text
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_damaged_and_dangerous_checkpoints_are_refused(tmp_path, capsys):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"w": torch.randn(1000)}}, path)
+    read_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
+        read_checkpoint(path)
+    torch.save({"state_dict": Evil()}, path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged or no checkpoint"):
+        read_checkpoint(path)
+    assert "code ran" not in capsys.readouterr().out
+    torch.save([1], path)
+    with pytest.raises(CheckpointError, match="is no checkpoint of a training run"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="is no file"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_truncated_checkpoint_of_a_run_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    kill_after(monkeypatch, 3)
+    folder = tmp_path / "run"
+    assert main(["train", *SMALL, "--run_dir", str(folder)]) == 143
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "is damaged or no checkpoint" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "n": 1}, path)
+
+    def full_disk(content, file):
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint_module.torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "n": 2}, path)
+    assert read_checkpoint(path)["n"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_random_state_comes_back():
+    import random
+
+    import numpy as np
+
+    state = random_state()
+    first = (random.random(), np.random.rand(), torch.rand(1).item())
+    set_random_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
+
+
+def test_a_stop_request_outside_training_ends_at_once_and_restores_the_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_tables_drop_rows_that_are_to_be_written_again(tmp_path):
+    table = Table(tmp_path / "t.csv", ("step", "x"))
+    table.keep(lambda row: False)
+    assert table.rows() == []
+    table.append([{"step": 1, "x": "a"}, {"step": 2, "x": "b,c"}])
+    table.append([{"step": 3, "x": 0.5}])
+    table.keep(lambda row: int(row["step"]) < 3)
+    assert table.rows() == [{"step": "1", "x": "a"}, {"step": "2", "x": "b,c"}]
+
+
+def test_one_cycle_is_torchs():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
+    ours = OneCycle()
+    # torch puts the peak on a step of its own, 0.3 * 101 - 1, so only the legs are compared, each on its own time.
+    peak = 0.3 * 101 - 1
+    for step in range(101):
+        part = 0.3 * step / peak if step <= peak else 0.3 + 0.7 * (step - peak) / (100 - peak)
+        assert ours.factor(part, 1.0) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        if step < 100:
+            schedule.step()
+
+
+def test_learning_rates_by_hand():
+    assert Cosine(warmup=2).factor(1, 10) == 0.5
+    assert Cosine(warmup=2).factor(6, 10) == pytest.approx(0.5)
+    assert Cosine(final=0.1).factor(10, 10) == pytest.approx(0.1)
+    assert Cosine().factor(5, 20) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert [Step([80, 120]).factor(epoch, 160) for epoch in (79.9, 80, 120)] == pytest.approx([1, 0.1, 0.01])
+    assert Constant(warmup=5).factor(1, 10) == 0.2
+    assert Constant().factor(9, 10) == 1
+    with pytest.raises(ValueError, match=r"rise=1\.0 must lie in"):
+        OneCycle(rise=1.0)
+    with pytest.raises(ValueError, match="warmup=-1 must not be negative"):
+        Cosine(warmup=-1)
+
+
+def test_memory_counts_every_tensor_once():
+    model = MLP(8, (16,), 4, batch_norm=True)
+    parameters = 8 * 16 + 16 + 2 * 16 + 16 * 4 + 4
+    optimizer = torch.optim.Adam(model.parameters())
+    empty = memory(model, optimizer)
+    assert (empty.weights, empty.gradients, empty.optimizer_state, empty.indices) == (4 * parameters, 0, 0, 0)
+    assert empty.buffers == 2 * 16 * 4 + 8
+    model(torch.randn(3, 8)).sum().backward()
+    optimizer.step()
+    full = memory(model, optimizer)
+    steps = 4 * len(list(model.parameters()))
+    assert (full.gradients, full.optimizer_state) == (4 * parameters, 2 * 4 * parameters + steps)
+    assert full.total == full.trained + full.buffers
+    model.classifier.weight = nn.Parameter(torch.zeros(4, 16))
+    tied = nn.ModuleList([model.classifier, nn.Linear(16, 4)])
+    tied[1].weight = tied[0].weight
+    assert memory(tied).weights == 4 * (4 * 16 + 4 + 4)
+
+
+def test_memory_of_a_sparse_model_separates_indices():
+    model = nn.Sequential(nn.Linear(10, 6, bias=False))
+    sparsity = ow.sparsify(model, sparsity=0.5, layout=ow.layouts.OutVector(4), method="static", kernel="reference")
+    layer = next(iter(sparsity.layers.values()))
+    held = memory(model)
+    assert held.weights == 4 * layer.values.numel()
+    assert held.indices == 4 * (layer.rows.numel() + layer.offsets.numel() + layer.cols.numel())
+    assert held.buffers == 0
+    assert active_parameters(model) == layer.pattern.nnz == int(layer.pattern.mask().sum())
