@@ -32,13 +32,16 @@ class Parser(jsonargparse.ArgumentParser):
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The help text."""
-        return re.sub(r"known subclasses:\s(.*?)\)\n", _own_classes, super().format_help(*args, **kwargs), flags=re.DOTALL)
+        text = super().format_help(*args, **kwargs)
+        # Everything has a default here; the parser does not know, because the constructor of the settings has none.
+        text = re.sub(r"\(required,\s+type", "(type", text)
+        return re.sub(r"known\s+subclasses:\s(.*?)\)\n", _own_classes, text, flags=re.DOTALL)
 
 
 def _own_classes(found: re.Match[str]) -> str:
     names = re.sub(r"\s+", "", found[1]).split(",")
-    foreign = re.compile(r"torch\.(?!optim\.)|lightning|torchmetrics|transformers|torchvision|timm")
-    own = [name for name in names if not foreign.match(name)]
+    public = re.compile(r"(torch\.optim|openwork\.(models|data|layouts|methods|train))\.[A-Z]\w*$")
+    own = [name for name in names if public.match(name)]
     text = textwrap.fill(", ".join(own) + (", or any other by its path" if len(own) < len(names) else ""), 54)
     return "known subclasses:\n" + textwrap.indent(text, 24 * " ") + ")\n"
 

@@ -36,7 +36,7 @@ class Interrupted(SystemExit):
         self.folder: Path | None = None
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):  # type: ignore[misc]
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name and renames; reads tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -125,7 +125,7 @@ class StopRequest:
             raise Interrupted(number)
 
 
-class Checkpoints(pl.Callback):  # type: ignore[misc]
+class Checkpoints(pl.Callback):
     """Writes ``last.ckpt`` after every epoch, every ``every`` steps and on a stop request, ``best.ckpt`` at the best accuracy.
 
     Args:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from openwork.data.loader import Batch
+from openwork.data.loader import Batch, BatchLoader
 from openwork.sparsify import Sparsity
 from openwork.train.checkpoint import random_state, set_random_state
 from openwork.train.learning_rate import LearningRate
@@ -41,7 +41,7 @@ class Running:
         return self.correct / max(1, self.count)
 
 
-class Classifier(pl.LightningModule):  # type: ignore[misc]
+class Classifier(pl.LightningModule):
     """Cross-entropy training of a model, sparse or dense.
 
     Args:
@@ -93,7 +93,7 @@ class Classifier(pl.LightningModule):  # type: ignore[misc]
         """Data and random numbers go on where the checkpoint left them."""
         if self._resumed is not None:
             # Lightning puts the loader back too, but not after a whole epoch.
-            self.trainer.train_dataloader.load_state_dict(self._resumed["loader"])
+            self._loader.load_state_dict(self._resumed["loader"])
             set_random_state(self._resumed["random_state"])
             self._resumed = None
 
@@ -112,7 +112,7 @@ class Classifier(pl.LightningModule):  # type: ignore[misc]
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One step; its learning rate, and whether the topology changed in it."""
         before = None if self.sparsity is None else self.sparsity.last_update
-        self.rate = float(self.optimizers().param_groups[0]["lr"])
+        self.rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         super().optimizer_step(*args, **kwargs)
         self.topology_changed = self.sparsity is not None and self.sparsity.last_update is not before
 
@@ -130,9 +130,15 @@ class Classifier(pl.LightningModule):  # type: ignore[misc]
         """Hand the figures to whoever asks Lightning for them."""
         self.log("test_accuracy", self.tested.accuracy, logger=False)
 
+    @property
+    def _loader(self) -> BatchLoader:
+        loader = self.trainer.train_dataloader
+        assert isinstance(loader, BatchLoader)
+        return loader
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs to go on bit for bit."""
-        checkpoint["loader"] = self.trainer.train_dataloader.state_dict()
+        checkpoint["loader"] = self._loader.state_dict()
         checkpoint["random_state"] = random_state()
         checkpoint["seen"] = dict(vars(self.seen))
         checkpoint["sparsity"] = None if self.sparsity is None else self.sparsity.state_dict()
@@ -143,3 +149,9 @@ class Classifier(pl.LightningModule):  # type: ignore[misc]
         vars(self.seen).update(checkpoint["seen"])
         if self.sparsity is not None:
             self.sparsity.load_state_dict(checkpoint["sparsity"])
+
+
+def classifier(module: pl.LightningModule) -> Classifier:
+    """The module that callbacks are handed, as what it is here."""
+    assert isinstance(module, Classifier)
+    return module

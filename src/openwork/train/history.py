@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from openwork.analysis import Memory, active_parameters, memory
-from openwork.train.classifier import Classifier
+from openwork.train.classifier import classifier
 from openwork.train.files import Table
 from openwork.update import Change
 
@@ -23,7 +23,7 @@ EPOCH_COLUMNS = (
 TOPOLOGY_COLUMNS = ("step", "layer", *Change._fields)
 
 
-class Stopwatch(pl.Callback):  # type: ignore[misc]
+class Stopwatch(pl.Callback):
     """Seconds of every step, from the batch at hand to the end of the optimizer's step, and the most memory seen.
 
     Args:
@@ -38,20 +38,22 @@ class Stopwatch(pl.Callback):  # type: ignore[misc]
         self._seen = 0
         self._start = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start."""
         self._start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Stop; the gradients of this step are still there to be counted."""
         seconds = time.perf_counter() - self._start
         self._seen += 1
         if self._seen > self.warmup:
             self.seconds.append(seconds)
-            if not pl_module.topology_changed:
+            if not classifier(pl_module).topology_changed:
                 self.plain.append(seconds)
         if self._seen in (1, 2) or batch_idx == 0:
-            now = memory(pl_module.model, trainer.optimizers[0])
+            now = memory(classifier(pl_module).model, trainer.optimizers[0])
             if self.memory is None or now.trained >= self.memory.trained:
                 self.memory = now
 
@@ -66,7 +68,7 @@ class Stopwatch(pl.Callback):  # type: ignore[misc]
         return statistics.fmean(self.seconds) if self.seconds else None
 
 
-class History(pl.Callback):  # type: ignore[misc]
+class History(pl.Callback):
     """Writes ``metrics.csv`` after every epoch and ``topology.csv`` at every topology update, and both to TensorBoard.
 
     Steps count from 0: an epoch's row has the number of steps done, an update's row the step in which it happened.
@@ -81,32 +83,36 @@ class History(pl.Callback):  # type: ignore[misc]
         self.topology = Table(folder / "topology.csv", TOPOLOGY_COLUMNS)
         self.watch = watch
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rows that an interrupted run wrote after its checkpoint will be written again."""
         done = trainer.global_step
         self.metrics.keep(lambda row: int(row["step"]) <= done)
         self.topology.keep(lambda row: int(row["step"]) < done)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """One row for every layer whose topology has just changed."""
-        if not pl_module.topology_changed or pl_module.sparsity is None:
+        sparsity = classifier(pl_module).sparsity
+        if sparsity is None or not classifier(pl_module).topology_changed:
             return
-        changes, step = pl_module.sparsity.last_update, pl_module.sparsity.last_update_step
+        changes, step = sparsity.last_update, sparsity.last_update_step
         self.topology.append([{"step": step, "layer": name, **change._asdict()} for name, change in changes.items()])
         for logger in trainer.loggers:
             masses = {f"evicted_mass/{name}": change.evicted_mass for name, change in changes.items()}
             logger.log_metrics({**totals(changes.values()), **masses}, step)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One row for the epoch."""
-        epoch_time = self.watch.plain[-trainer.num_training_batches :]
+        module = classifier(pl_module)
+        epoch_time = self.watch.plain[-len(trainer.train_dataloader or ()) :]
         figures = {
-            "learning_rate": pl_module.rate,
-            "train_loss": pl_module.seen.mean_loss,
-            "train_accuracy": pl_module.seen.accuracy,
-            "test_loss": pl_module.tested.mean_loss,
-            "test_accuracy": pl_module.tested.accuracy,
-            "parameters": active_parameters(pl_module.model),
+            "learning_rate": module.rate,
+            "train_loss": module.seen.mean_loss,
+            "train_accuracy": module.seen.accuracy,
+            "test_loss": module.tested.mean_loss,
+            "test_accuracy": module.tested.accuracy,
+            "parameters": active_parameters(module.model),
         }
         row: dict[str, object] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures}
         row["step_ms"] = round(1e3 * statistics.median(epoch_time), 3) if epoch_time else ""
@@ -121,18 +127,21 @@ def totals(changes: Iterable[Change]) -> dict[str, float]:
     return {name: float(sum(getattr(change, name) for change in listed)) for name in ("dropped", "grown", "evicted")}
 
 
-class Bar(RichProgressBar):  # type: ignore[misc]
+class Bar(RichProgressBar):
     """Lightning's rich progress bar with the epoch's running loss and accuracy."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: Classifier) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """What is shown at the right."""
-        shown: dict[str, int | str | float | dict[str, float]] = {"loss": f"{pl_module.seen.mean_loss:.3f}"}
-        if pl_module.tested.count:
-            shown["test accuracy"] = f"{pl_module.tested.accuracy:.4f}"
+        module = classifier(pl_module)
+        shown: dict[str, int | str | float | dict[str, float]] = {"loss": f"{module.seen.mean_loss:.3f}"}
+        if module.tested.count:
+            shown["test accuracy"] = f"{module.tested.accuracy:.4f}"
         return shown
 
 
-class EventFiles(TensorBoardLogger):  # type: ignore[misc]
+class EventFiles(TensorBoardLogger):
     """TensorBoard's event files alone; the settings are in ``config.yaml`` already."""
 
     def save(self) -> None:

@@ -68,23 +68,13 @@ def topology_figures(folder: Path) -> tuple[int, float]:
     return len({row["step"] for row in rows}), sum(masses) / len(masses) if masses else 0.0
 
 
-def measured(name: str, accuracy: float, parameters: int, held: Memory | None, times: tuple[float | None, float | None],
-             folder: Path) -> Summary:  # fmt: skip
-    """Put the figures of a run together."""
+def measured(
+    name: str, accuracy: float, parameters: int, held: Memory | None, times: tuple[float | None, float | None], folder: Path
+) -> Summary:
+    """Put the figures of a run together; ``times`` are the median and the mean seconds of a step."""
     held = held or Memory(0, 0, 0, 0, 0)
-    updates, evicted_mass = topology_figures(folder)
-    return Summary(
-        name,
-        accuracy,
-        parameters,
-        held.weights,
-        held.gradients,
-        held.optimizer_state,
-        held.indices,
-        *times,
-        updates,
-        evicted_mass,
-    )
+    memory = held.weights, held.gradients, held.optimizer_state, held.indices
+    return Summary(name, accuracy, parameters, *memory, *times, *topology_figures(folder))
 
 
 def comparison(sparse: Summary | None, dense: Summary | None) -> RichTable:

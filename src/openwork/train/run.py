@@ -182,8 +182,8 @@ def check_model(model: nn.Module, source: ImageSource, images: Images) -> None:
         model.train(was_training)
     if scores.dim() != 2 or scores.shape[1] < len(images.classes):
         raise ValueError(
-            f"model={type(model).__name__} gives scores of shape {tuple(scores.shape)}, the data have {len(images.classes)} classes;"
-            " most models have num_classes"
+            f"model={type(model).__name__} gives scores of shape {tuple(scores.shape)}, "
+            f"the data have {len(images.classes)} classes; most models have num_classes"
         )
 
 

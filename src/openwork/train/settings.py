@@ -27,7 +27,8 @@ class Settings:
         model: any module from images ``[N, C, H, W]`` to class scores.
         data: where the images come from.
         layout: where non-zeros may lie, an object or a string such as ``shuffled_block(16, 16)``.
-        method: how the topology is chosen, an object or a string such as ``rigl``; one that needs ``total_steps`` and has none is told the length of this run.
+        method: how the topology is chosen, an object or a string such as ``rigl``; where it has no ``total_steps``, it is told
+            the length of this run.
         optimizer: the optimizer, given everything but the parameters.
         learning_rate: how the optimizer's learning rate moves.
         sparsity: share of zeros over the sparsified weights; 0 trains the dense model only.
