@@ -6,7 +6,9 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.filesize import decimal
 from rich.table import Table
 from torch import nn
 
@@ -63,20 +65,26 @@ class Report:
         return tuple(notes)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=f"sparsity {self.sparsity:.4f}")
-        for name in ("layer", "shape", "layout", "kernel"):
-            table.add_column(name, overflow="fold")
-        for name in ("density asked", "got", "nnz", "bytes dense", "stored"):
-            table.add_column(name, justify="right")
+        layouts = {row.layout for row in self.rows if row.layout != "dense"}
+        # One layout for all is the usual case and does not need a column.
+        common = f"{layouts.pop()}, " if len(layouts) == 1 else ""
+        caption = "asked, got: density; dense, stored: bytes of the weight"
+        table = Table(title=f"{common}sparsity {self.sparsity:.4f}", caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("layer", overflow="fold")
+        for name in ("shape", *(() if common else ("layout",)), "kernel"):
+            table.add_column(name, no_wrap=True)
+        for name in ("asked", "got", "nnz", "dense", "stored"):
+            table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            shape = "x".join(map(str, row.shape))
+            kernel = "(dense)" if row.layout == "dense" else row.kernel
             table.add_row(
-                row.layer, shape, row.layout, row.kernel if row.layout != "dense" else "-", f"{row.asked:.4f}",
-                f"{row.got:.4f}", f"{row.nnz:,}", f"{row.dense_bytes:,}", f"{row.stored_bytes:,}",
+                row.layer, "x".join(map(str, row.shape)), *(() if common else (row.layout,)), kernel, f"{row.asked:.4f}",
+                f"{row.got:.4f}", f"{row.nnz:,}", decimal(row.dense_bytes), decimal(row.stored_bytes),
             )  # fmt: skip
-        totals = [sum(getattr(row, name) for row in self.rows) for name in ("nnz", "dense_bytes", "stored_bytes")]
+        nnz, dense, stored = (sum(getattr(row, name) for row in self.rows) for name in ("nnz", "dense_bytes", "stored_bytes"))
         table.add_section()
-        table.add_row("total", "", "", "", "", "", *(f"{total:,}" for total in totals))
+        blanks = [""] * (len(table.columns) - 4)
+        table.add_row("total", *blanks, f"{nnz:,}", decimal(dense), decimal(stored))
         yield table
         yield from self.notes
 

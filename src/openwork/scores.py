@@ -79,9 +79,10 @@ def member(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
 
 
 def arguments(thing: object) -> str:
-    """``Name(argument=value, ...)`` of an object that keeps its constructor's arguments under their names."""
-    names = inspect.signature(type(thing)).parameters
-    return f"{type(thing).__name__}({', '.join(f'{name}={getattr(thing, name)!r}' for name in names)})"
+    """``Name(argument=value, ...)`` of an object that keeps its arguments under their names; defaults are left out."""
+    parameters = inspect.signature(type(thing)).parameters.values()
+    given = [(p.name, getattr(thing, p.name)) for p in parameters if getattr(thing, p.name) != p.default]
+    return f"{type(thing).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
 def lowest(score: np.ndarray, n: int) -> np.ndarray:
