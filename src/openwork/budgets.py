@@ -36,6 +36,10 @@ def uniform(shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | Non
     Raises:
         BudgetError: the fixed layers leave too much or too little for the others.
     """
+    if not fixed:
+        # Shared out, the rounding of every layer's count would be spread over all of them.
+        _check(shapes, sparsity, fixed)
+        return dict.fromkeys(shapes, 1.0 - sparsity)
     return _shared(shapes, sparsity, fixed, lambda shape: 1.0)
 
 

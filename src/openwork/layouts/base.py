@@ -261,6 +261,10 @@ class RefitLayout(Layout):
     """A layout without fixed units: ``project`` forms them anew from scored weights, and kept weights may fall."""
 
     @abstractmethod
+    def weights_of(self, shape: tuple[int, int], count: int) -> int:
+        """Weights in a pattern of ``count`` units."""
+
+    @abstractmethod
     def project(self, now: Pattern, weights: Weights, count: int, *, regroup: bool) -> Pattern:
         """The pattern of ``count`` units that keeps the most of ``weights``."""
 
@@ -274,6 +278,11 @@ class RefitLayout(Layout):
         if proposal.refit is None:
             return self.project(now, self.spread(now, proposal), proposal.count, regroup=False)
         weights = settle(now, proposal, self.block)
+        at = now.positions.numpy()
+        unmoved = np.array_equal(weights.flat, at[at >= 0])
+        if unmoved and self.weights_of(now.shape, proposal.count) == now.nnz:
+            # Re-forming units where nothing was dropped would only let kept weights fall.
+            return now
         return self.project(now, weights, proposal.count, regroup=proposal.refit.regroup)
 
 

@@ -66,7 +66,7 @@ class ShuffledBlock(RefitLayout):
         """Blocks: ``ceil(active / (m n))`` where the block size divides the matrix."""
         shape = matrix(dims)
         units = -(-shape[0] // self.m) * -(-shape[1] // self.n)
-        return fit_units(shape, density, units, lambda count: self._weights_of(shape, count))
+        return fit_units(shape, density, units, lambda count: self.weights_of(shape, count))
 
     def _shares(self, shape: tuple[int, int], count: int) -> tuple[int, int]:
         """How many of ``count`` blocks lie in the full row groups and in the padded one."""
@@ -76,7 +76,7 @@ class ShuffledBlock(RefitLayout):
         low = (2 * count + groups) // (2 * groups)
         return count - low, low
 
-    def _weights_of(self, shape: tuple[int, int], count: int) -> int:
+    def weights_of(self, shape: tuple[int, int], count: int) -> int:
         """Weights in ``count`` blocks, full ones first."""
         n_full, n_low = self._shares(shape, count)
         tiles, narrow = divmod(shape[1], self.n)
@@ -89,7 +89,7 @@ class ShuffledBlock(RefitLayout):
     def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
         """A random unstructured mask, ranked by ``|weight|`` and blocked once."""
         shape = matrix(dims)
-        flat = draw_distinct(shape[0] * shape[1], self._weights_of(shape, count), generator)
+        flat = draw_distinct(shape[0] * shape[1], self.weights_of(shape, count), generator)
         score = weight.detach().reshape(-1)[torch.from_numpy(flat).to(weight.device)].abs().double().cpu().numpy()
         none = torch.zeros(0, dtype=torch.int32)
         rows = consecutive_rows(shape[0], self.m)
