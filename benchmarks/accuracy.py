@@ -1,193 +1,269 @@
-"""Accuracy of sparse training on CIFAR-10: dense, static, DSB and RigL on several layouts, same seed and schedule.
+"""Accuracy on CIFAR-10: dense, DSB, RigL, RigL on vectors and static shuffled blocks, same seed, data order and schedule.
 
-    python benchmarks/accuracy.py --data FOLDER_OF_PARQUET_FILES --epochs 8
+    python benchmarks/accuracy.py --data FOLDER --epochs 8
 
-All convolutions but the first are sparse (ERK); batch 128, SGD momentum 0.9, weight decay 5e-4, one-cycle to 0.2,
-pad-crop-flip; updates every 100 steps until 75 % of the training, drop fraction 0.3 with cosine decay.  Results are written
-after every run, and a run that is there already is not repeated.
+FOLDER holds train*.parquet and test*.parquet.  After every run the results are written anew: ``accuracy.csv`` (a row a run),
+``accuracy-epochs.csv``, ``accuracy-topology.csv``, ``accuracy.md`` and ``accuracy.svg``.  Runs that stand in the CSV are
+skipped, so that the benchmark can be stopped, continued and widened.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import statistics
-import sys
 import time
-from fnmatch import fnmatchcase
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
+mpl.use("agg")
+
 import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from rich.console import Console
 from torch import nn
-from torch.nn import functional as F
 
 import openwork as ow
-from openwork.data import BatchLoader, Parquet
+from openwork.analysis import active_parameters, memory
+from openwork.data import BatchLoader, Images, Parquet
 from openwork.models import CifarResNet, WideResNet
+from openwork.train import OneCycle
+from openwork.train.classifier import Running
+from openwork.train.files import Table, write_text
 
-WARM = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-MODELS = {"resnet20": lambda: CifarResNet(20), "wrn22-2": lambda: WideResNet(22, 2)}
+LEARNING_RATE, WEIGHT_DECAY, BATCH, INTERVAL, END = 0.2, 5e-4, 128, 100, 0.75
+MODELS: dict[str, Callable[[], nn.Module]] = {"resnet20": lambda: CifarResNet(20), "wrn22-2": lambda: WideResNet(22, 2)}
+DENSE = "dense"
+
+KEY = ("model", "epochs", "seed", "run", "sparsity")
+RUN_COLUMNS = (
+    *KEY, "test_accuracy", "train_loss", "train_accuracy", "parameters", "trained_bytes", "index_bytes", "updates", "grown",
+    "evicted", "evicted_mass", "step_ms", "minutes",
+)  # fmt: skip
+EPOCH_COLUMNS = (*KEY, "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "step_ms")
+TOPOLOGY_COLUMNS = (*KEY, "step", "dropped", "grown", "evicted", "evicted_mass")
 
 
-def methods(total_steps: int) -> dict[str, tuple[str, ow.methods.Method]]:
-    """Name -> (layout, method)."""
-    common: dict[str, Any] = {"interval": 100, "end": 0.75, "total_steps": total_steps, "drop_fraction": 0.3}
-    block = "shuffled_block(8, 8)"
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes one run from the others."""
+
+    title: str
+    layout: Callable[[], ow.layouts.Layout]
+    method: Callable[[int], ow.methods.Method]
+
+
+def recipes(size: int) -> dict[str, Recipe]:
+    """The sparse runs, by short name, for blocks of ``size`` x ``size``."""
+
+    def dsb(**options: Any) -> Callable[[int], ow.methods.Method]:
+        return lambda total: ow.methods.DSB(interval=INTERVAL, end=END, total_steps=total, **options)
+
+    def rigl(total: int) -> ow.methods.Method:
+        return ow.methods.RigL(interval=INTERVAL, end=END, total_steps=total)
+
+    def shuffled() -> ow.layouts.Layout:
+        return ow.layouts.ShuffledBlock(size, size)
+
     return {
-        "SSB-8": (block, ow.methods.Static()),
-        "DSB-8 paper": (block, ow.methods.DSB(**common)),
-        "DSB-8 mean": (block, ow.methods.DSB(lift="mean", **common)),
-        "DSB-8 mean fixed rows": (block, ow.methods.DSB(lift="mean", regroup=False, **common)),
-        "DSB-8 mean gradient": (block, ow.methods.DSB(lift="mean", grow="gradient", **common)),
-        "RigL": ("unstructured", ow.methods.RigL(**common)),
-        "RigL OutVector(8)": ("out_vector(8)", ow.methods.RigL(**common)),
-        "RigL ShuffledBlock(8,8)": (block, ow.methods.RigL(**common)),
-        "SET OutVector(8)": ("out_vector(8)", ow.methods.SET(**common)),
+        "ssb": Recipe(f"SSB-{size} (static)", shuffled, lambda total: ow.methods.Static()),
+        "dsb-max": Recipe(f"DSB-{size}, lift max (paper)", shuffled, dsb(lift="max")),
+        "dsb-mean": Recipe(f"DSB-{size}, lift mean", shuffled, dsb(lift="mean")),
+        "dsb-mean-fixed": Recipe(f"DSB-{size}, lift mean, rows keep groups", shuffled, dsb(lift="mean", regroup=False)),
+        "dsb-gradient": Recipe(f"DSB-{size}, lift mean, by gradient", shuffled, dsb(lift="mean", grow="gradient")),
+        "rigl": Recipe("RigL, unstructured", ow.layouts.Unstructured, rigl),
+        "rigl-vector": Recipe(f"RigL on OutVector({size})", lambda: ow.layouts.OutVector(size), rigl),
     }
+
+
+@dataclass
+class Outcome:
+    """What one run measured."""
+
+    epochs: list[dict[str, object]] = field(default_factory=list)
+    topology: list[dict[str, object]] = field(default_factory=list)
+    run: dict[str, object] = field(default_factory=dict)
+
+
+def evaluate(model: nn.Module, images: Images, source: Parquet) -> Running:
+    """Loss and accuracy on the test images."""
+    model.eval()
+    figures = Running()
+    with torch.no_grad():
+        for x, y, _ in BatchLoader(images, source, 500, train=False):
+            scores = model(x)
+            figures.add(F.cross_entropy(scores, y), scores, y)
+    model.train()
+    return figures
+
+
+def changes(sparsity: ow.Sparsity) -> dict[str, object]:
+    """The newest topology update over all layers; the evicted mass is the mean of the layers' shares."""
+    update = list(sparsity.last_update.values())
+    sums = {name: sum(getattr(change, name) for change in update) for name in ("dropped", "grown", "evicted")}
+    return {"step": sparsity.last_update_step, **sums, "evicted_mass": statistics.fmean(c.evicted_mass for c in update)}
 
 
 def train(
-    model: nn.Module, sparsity: ow.Sparsity | None, loaders: tuple[BatchLoader, BatchLoader], epochs: int
-) -> dict[str, Any]:
-    """Train and test every epoch; returns curves, median seconds per step and what the updates moved."""
-    batches, tests = loaders
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * len(batches))
+    model: nn.Module, sparsity: ow.Sparsity | None, data: tuple[Images, Images], source: Parquet, epochs: int, seed: int,
+    console: Console,
+) -> Outcome:  # fmt: skip
+    """One run, as a plain loop."""
+    loader = BatchLoader(data[0], source, BATCH, train=True, seed=seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY)
     if sparsity is not None:
         sparsity.attach(optimizer)
-    curve, seconds, moved, evicted = [], [], 0, []
+    schedule, outcome, seconds, seen_update = OneCycle(), Outcome(), [], None
+    began = time.perf_counter()
     for epoch in range(epochs):
-        model.train()
-        losses = []
-        for x, y, _ in batches:
-            begin = time.perf_counter()
-            loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
+        figures, in_epoch = Running(), []
+        for step, (x, y, _) in enumerate(loader):
+            start = time.perf_counter()
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule.factor(epoch + (step + 0.5) / len(loader), epochs)
+            scores = model(x)
+            loss = F.cross_entropy(scores, y)
             loss.backward()
             optimizer.step()
+            if epoch == 0 and step == 1:
+                held = memory(model, optimizer)
             optimizer.zero_grad()
-            seconds.append(time.perf_counter() - begin)
-            schedule.step()
-            losses.append(loss.item())
-            if sparsity is not None and sparsity.last_update_step == sparsity.step_count - 1:
-                changes = sparsity.last_update.values()
-                moved += sum(change.grown for change in changes)
-                evicted.append(statistics.fmean(change.evicted_mass for change in changes))
-        model.eval()
-        with torch.no_grad():
-            right = sum(int((model(x).argmax(1) == y).sum()) for x, y, _ in tests)
-        curve.append((statistics.fmean(losses), 100 * right / len(tests.images)))
-        print(f"  epoch {epoch + 1}/{epochs}: loss {curve[-1][0]:.3f}, test {curve[-1][1]:.2f} %", flush=True)
-    return {
-        "curve": curve,
-        "test": curve[-1][1],
-        "loss": curve[-1][0],
-        "ms_per_step": 1e3 * statistics.median(seconds),
-        "grown": moved,
-        "evicted_mass": statistics.fmean(evicted) if evicted else 0.0,
-    }
+            figures.add(loss, scores, y)
+            if sparsity is not None and sparsity.last_update_step != seen_update:
+                seen_update = sparsity.last_update_step
+                outcome.topology.append(changes(sparsity))
+            else:
+                in_epoch.append(time.perf_counter() - start)
+        tested = evaluate(model, data[1], source)
+        seconds += in_epoch
+        outcome.epochs.append({
+            "epoch": epoch + 1, "train_loss": figures.mean_loss, "train_accuracy": figures.accuracy,
+            "test_loss": tested.mean_loss, "test_accuracy": tested.accuracy,
+            "step_ms": round(1e3 * statistics.median(in_epoch), 2),
+        })  # fmt: skip
+        console.print(f"  epoch {epoch + 1}: loss {figures.mean_loss:.3f}, test {100 * tested.accuracy:.2f} %, "
+                      f"{1e3 * statistics.median(in_epoch):.0f} ms a step")  # fmt: skip
+    updates = outcome.topology
+    outcome.run = {
+        "test_accuracy": tested.accuracy, "train_loss": figures.mean_loss, "train_accuracy": figures.accuracy,
+        "parameters": active_parameters(model), "trained_bytes": held.trained, "index_bytes": held.indices,
+        "updates": len(updates), "grown": sum(int(str(update["grown"])) for update in updates),
+        "evicted": sum(int(str(update["evicted"])) for update in updates),
+        "evicted_mass": statistics.fmean(float(str(update["evicted_mass"])) for update in updates) if updates else 0.0,
+        "step_ms": round(1e3 * statistics.median(seconds), 2), "minutes": round((time.perf_counter() - began) / 60, 1),
+    }  # fmt: skip
+    return outcome
 
 
-def write(rows: list[dict[str, Any]], folder: Path, command: str) -> None:
-    """CSV, Markdown and curves; each file appears whole or not at all."""
-    fields = ["run", "sparsity", "seed", "test", "loss", "nnz", "ms_per_step", "grown", "evicted_mass", "curve"]
-    with open(folder / "accuracy.csv.tmp", "w", newline="") as file:
-        table = csv.DictWriter(file, fields)
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(folder / "accuracy.csv.tmp", folder / "accuracy.csv")
-    head = "| run | sparsity | test % | final training loss | active weights | weights grown | evicted mass per update |"
-    lines = [f"`{command}`", "", head, "|---|---|---|---|---|---|---|"]
+def build(model_name: str, recipe: Recipe | None, share: float, total: int, seed: int) -> tuple[nn.Module, ow.Sparsity | None]:
+    """The model from the seed's weights; the first convolution stays dense."""
+    torch.manual_seed(seed)
+    model = MODELS[model_name]()
+    if recipe is None:
+        return model, None
+    layout, method = recipe.layout(), recipe.method(total)
+    sparsity = ow.sparsify(
+        model, sparsity=share, layout=layout, method=method, budget="erk", exclude=["conv1", "fc"], seed=seed
+    )
+    return model, sparsity
+
+
+def markdown(rows: list[dict[str, str]], titles: dict[str, str], command: str) -> str:
+    """The results as a table."""
+    lines = [
+        "# Accuracy on CIFAR-10",
+        "",
+        f"`{command}`; batch {BATCH}, SGD momentum 0.9, weight decay {WEIGHT_DECAY}, one-cycle to {LEARNING_RATE}, "
+        f"pad-crop-flip, ERK, first convolution and classifier dense, updates every {INTERVAL} steps until {END:.0%}, "
+        "drop fraction 0.3 cosine. One seed: differences under about 0.7 points are noise. Short runs say nothing about "
+        "long ones.",
+        "",
+        "| model | epochs | run | sparsity | test % | train loss | trained numbers | newly active in all | evicted weights | "
+        "evicted share of \\|w\\| per update | ms a step | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         lines.append(
-            f"| {row['run']} | {row['sparsity']} | {float(row['test']):.2f} | {float(row['loss']):.3f} | {int(row['nnz']):,} | "
-            f"{int(row['grown']):,} | {100 * float(row['evicted_mass']):.2f} % |"
+            f"| {row['model']} | {row['epochs']} | {titles.get(row['run'], row['run'])} | {row['sparsity']} | "
+            f"{100 * float(row['test_accuracy']):.2f} | {float(row['train_loss']):.3f} | {int(row['parameters']):,} | "
+            f"{int(row['grown']):,} | {int(row['evicted']):,} | {100 * float(row['evicted_mass']):.2f} % | {row['step_ms']} | "
+            f"{row['minutes']} |"
         )
-    (folder / "accuracy.md.tmp").write_text("\n".join(lines) + "\n")
-    os.replace(folder / "accuracy.md.tmp", folder / "accuracy.md")
-    plot(rows, folder)
+    return "\n".join([*lines, "", "![Test accuracy by epoch, and evicted weight by update](accuracy.svg)", ""])
 
 
-def plot(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Test accuracy by epoch, one panel for each sparsity with the dense run in both."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    levels = sorted({row["sparsity"] for row in rows if row["run"] != "dense"})
-    figure, axes = plt.subplots(1, max(1, len(levels)), figsize=(6 * max(1, len(levels)), 4.5), squeeze=False, sharey=True)
-    for axis, level in zip(axes[0], levels or ["0"], strict=True):
-        for row in rows:
-            if row["run"] == "dense" or row["sparsity"] == level:
-                points = [float(point) for point in row["curve"].split()]
-                style = {"color": "black", "linestyle": "--"} if row["run"] == "dense" else {}
-                axis.plot(range(1, len(points) + 1), points, label=row["run"], **style)
-        axis.set(xlabel="epoch", title=f"sparsity {level}", ylim=(40, None))
+def plot(epochs: list[dict[str, str]], topology: list[dict[str, str]], titles: dict[str, str], path: Path) -> None:
+    """Test accuracy by epoch, and evicted mass by update."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for rows, axis, x, y in ((epochs, left, "epoch", "test_accuracy"), (topology, right, "step", "evicted_mass")):
+        for key in dict.fromkeys(tuple(row[name] for name in KEY) for row in rows):
+            mine = [row for row in rows if tuple(row[name] for name in KEY) == key]
+            label = titles.get(key[3], key[3]) + (f", {key[4]}" if key[3] != DENSE else "")
+            axis.plot([int(row[x]) for row in mine], [100 * float(row[y]) for row in mine], label=label, marker=".")
+        axis.set_xlabel(x)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    axes[0][0].set_ylabel("test accuracy, %")
-    figure.tight_layout()
-    figure.savefig(folder / "accuracy.tmp.svg")
+    left.set_ylabel("test accuracy, %")
+    right.set_ylabel("evicted share of a layer's |w|, %")
+    left.legend(fontsize="small")
+    part = path.with_suffix(".part.svg")
+    figure.savefig(part)
     plt.close(figure)
-    os.replace(folder / "accuracy.tmp.svg", folder / "accuracy.svg")
+    part.replace(path)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with train*.parquet and test*.parquet")
+    parser.add_argument("--model", choices=MODELS, default="resnet20")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.9])
+    parser.add_argument("--block", type=int, default=8, help="block size of the block layouts")
+    names = [DENSE, *recipes(8)]
+    parser.add_argument(
+        "--runs", nargs="+", choices=names, default=[DENSE, "dsb-max", "dsb-mean", "rigl", "rigl-vector", "ssb"]
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-images", type=int, help="train on the first so many images only, to try the script")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with train*.parquet and test*.parquet")
-    parser.add_argument("--model", default="resnet20", choices=MODELS)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--sparsities", default="0.9,0.5")
-    parser.add_argument("--runs", default="*", help="glob of run names, several separated by commas")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kernel", default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in WARM.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WARM})
-    folder = args.out or Path(__file__).parent / "results" / f"accuracy-{args.model}-{args.epochs}"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = Parquet(args.data, normalisation="gse")
-    train_images, test_images = source.load("train"), source.load("test")
-    total = args.epochs * len(BatchLoader(train_images, source, 128, train=True))
-    plan = [("dense", "0")]
-    plan += [(name, level) for level in args.sparsities.split(",") for name in methods(total)]
-    path = folder / "accuracy.csv"
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    command = f"python benchmarks/accuracy.py --model {args.model} --epochs {args.epochs} --data FOLDER"
-    for name, level in plan:
-        done = any((row["run"], row["sparsity"], row["seed"]) == (name, level, str(args.seed)) for row in rows)
-        if done or not any(fnmatchcase(name, glob) for glob in args.runs.split(",")):
-            continue
-        print(f"{name} at {level}", flush=True)
-        torch.manual_seed(args.seed)
-        model = MODELS[args.model]().to(memory_format=torch.channels_last)
-        sparsity = None
-        if name != "dense":
-            layout, method = methods(total)[name]
-            sparsity = ow.sparsify(
-                model,
-                sparsity=float(level),
-                layout=layout,
-                method=method,
-                exclude=("conv1", "fc"),
-                seed=args.seed,
-                kernel=args.kernel,
-            )
-        loaders = (
-            BatchLoader(train_images, source, 128, train=True, seed=args.seed),
-            BatchLoader(test_images, source, 500, train=False),
+    options, console = arguments(), Console()
+    tables = {
+        "runs": Table(options.out / "accuracy.csv", RUN_COLUMNS),
+        "epochs": Table(options.out / "accuracy-epochs.csv", EPOCH_COLUMNS),
+        "topology": Table(options.out / "accuracy-topology.csv", TOPOLOGY_COLUMNS),
+    }
+    known = recipes(options.block)
+    titles = {name: recipe.title for name, recipe in known.items()}
+    source = Parquet(options.data)
+    train_set, test_set = source.load("train"), source.load("test")
+    if options.train_images is not None:
+        train_set = Images(
+            train_set.pixels[: options.train_images], train_set.labels[: options.train_images], train_set.classes
         )
-        result = train(model, sparsity, loaders, args.epochs)
-        sparse = sparsity.layers.values() if sparsity is not None else ()
-        nnz = sum(module.pattern.nnz for module in sparse) or sum(p.numel() for p in model.parameters() if p.dim() > 1)
-        curve = " ".join(f"{accuracy:.2f}" for _, accuracy in result.pop("curve"))
-        rows.append({"run": name, "sparsity": level, "seed": str(args.seed), "nnz": nnz, "curve": curve, **result})
-        write(rows, folder, command)
-    if rows:
-        write(rows, folder, command)
+    total = options.epochs * (len(train_set) // BATCH)
+    # Sparsity by sparsity, so that a run cut short leaves comparable rows.
+    plan = [(name, share) for share in options.sparsities for name in options.runs if name != DENSE]
+    for name, share in ([(DENSE, 0.0)] if DENSE in options.runs else []) + plan:
+        key = dict(zip(KEY, map(str, (options.model, options.epochs, options.seed, name, share)), strict=True))
+        if any(all(row[column] == key[column] for column in KEY) for row in tables["runs"].rows()):
+            console.print(f"{name} at {share}: is there already")
+            continue
+        console.print(f"{titles.get(name, name)} at {share}")
+        model, sparsity = build(options.model, known.get(name), share, total, options.seed)
+        outcome = train(model, sparsity, (train_set, test_set), source, options.epochs, options.seed, console)
+        tables["epochs"].append([{**key, **row} for row in outcome.epochs])
+        tables["topology"].append([{**key, **row} for row in outcome.topology])
+        # Last, because its row says that the run is complete.
+        tables["runs"].append([{**key, **outcome.run}])
+        command = f"python benchmarks/accuracy.py --data FOLDER --model {options.model} --epochs {options.epochs}"
+        write_text(options.out / "accuracy.md", markdown(tables["runs"].rows(), titles, command))
+        plot(tables["epochs"].rows(), tables["topology"].rows(), titles, options.out / "accuracy.svg")
 
 
 if __name__ == "__main__":
