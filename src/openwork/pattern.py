@@ -82,21 +82,6 @@ class Pattern:
         flat = rows * self.shape[1] + self.cols.long()[:, None]
         return flat.masked_fill_(rows < 0, -1)
 
-    @cached_property
-    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same positions by column, for height 1: ``(offsets [C + 1], rows [K], order [K])``, all int32.
-
-        Column ``c`` holds rows ``rows[offsets[c]:offsets[c + 1]]``, ascending; ``order`` says where each value is stored.
-        """
-        if self.height != 1:
-            raise PatternError(f"transposed needs row groups of height 1, not {self.height}")
-        row = self.rows[:, 0].long()[self.group_of_column]
-        order = torch.argsort(self.cols.long() * self.shape[0] + row)
-        counts = torch.bincount(self.cols.long(), minlength=self.shape[1])
-        offsets = torch.zeros(self.shape[1] + 1, dtype=torch.int32, device=self.device)
-        torch.cumsum(counts, 0, out=offsets[1:])
-        return offsets, row[order].int(), order.int()
-
     def pack(self, dense: Tensor) -> Tensor:
         """Take the active weights of ``dense`` (``[R, C]`` or any shape that flattens to it) as values ``[K, h]``."""
         if dense.numel() != self.shape[0] * self.shape[1]:
