@@ -99,24 +99,6 @@ def test_carry_refuses_other_shapes():
         carry(a, b)
 
 
-@given(patterns)
-@settings(max_examples=30, deadline=None)
-def test_transposed_lists_the_same_entries_by_column(pattern):
-    if pattern.height != 1:
-        with pytest.raises(PatternError, match="height 1"):
-            _ = pattern.transposed
-        return
-    offsets, rows, order = (t.tolist() for t in pattern.transposed)
-    values = torch.arange(len(order))[:, None]
-    stored = entries(pattern, values)
-    found = {}
-    for c in range(pattern.shape[1]):
-        own = rows[offsets[c] : offsets[c + 1]]
-        assert own == sorted(own)
-        found.update({(row, c): float(order[offsets[c] + i]) for i, row in enumerate(own)})
-    assert found == stored
-
-
 def broken(**changes):
     good = {
         "rows": [[0, 2], [3, 1], [4, -1]],
