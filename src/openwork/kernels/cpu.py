@@ -1,11 +1,12 @@
 """The products on the CPU, in float32, by the native module.
 
-Tensors cross as addresses, so everything that the native code may touch is checked here: dtype, device, contiguity and sizes.  The
-indices of a pattern are checked by the native code itself while it turns them into offsets, on every call, so that not even an
-index that was overwritten in place can make it read outside its buffers.
+Tensors cross as addresses, so everything that the native code may touch is checked here: dtype, device, contiguity, sizes.
+The indices of a pattern are checked by the native code itself while it turns them into offsets, on every call, so that not even
+an index that was overwritten in place can make it read outside its buffers.
 
-The number of threads is torch's.  Outputs and input gradients do not depend on it, bit for bit; a convolution's weight gradient is
-a sum over threads, so it is the same in every run with the same number of threads only.
+The number of threads is torch's.  Linear layers and the output of convolutions do not depend on it, bit for bit.  A
+convolution's weight gradient is a sum over threads, and its input gradient is summed in another order where the batch has less
+than 16 images for each thread: those are the same, bit for bit, in every run with the same number of threads.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def linear_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """``g W`` and ``g^T x`` at the stored positions.
 
-    Row groups of height 1 take the input gradient as a forward product of the transposed structure, which is built once for each
-    pattern: gathering is more than twice as fast as scattering single rows.
+    Row groups of height 1 take the input gradient as a forward product of the transposed structure, which is built once for
+    each pattern: gathering is more than twice as fast as scattering single rows.
     """
     g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
     dx = None if values is None else g.new_empty(g.shape[0], pattern.shape[1])
@@ -131,7 +132,7 @@ def _check_index(pattern: Pattern) -> None:
         if tensor.dtype != torch.int32 or not tensor.is_contiguous():
             raise ValueError(f"the pattern's {name} must be contiguous int32, got {tensor.dtype}")
     if offsets.shape[0] != rows.shape[0] + 1:
-        raise ValueError(f"the pattern has {rows.shape[0]} groups and {offsets.shape[0]} offsets; it needs one more than groups")
+        raise ValueError(f"the pattern has {offsets.shape[0]} offsets; its {rows.shape[0]} groups need {rows.shape[0] + 1}")
 
 
 def _stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:

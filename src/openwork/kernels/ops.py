@@ -1,7 +1,8 @@
 """The sparse products as PyTorch operators: differentiable, traceable, and one call for every backend.
 
-The backward operators save the plain input of the layer, like their dense counterparts: the blocked layouts that the kernels work
-on are made panel by panel in scratch memory and never stored, so a sparse layer holds no more activations than a dense one.
+What is saved for backward is the layer's plain input, as dense layers do: the blocked layouts that the kernels work on are made
+panel by panel in scratch memory and never stored, so a sparse layer holds no more activations than a dense one.  (Packing again
+in backward costs about as much as reading a stored packed copy would.)
 """
 
 from __future__ import annotations
@@ -80,9 +81,7 @@ def conv2d(
         ValueError: a shape, dtype or device does not fit, the window is larger than the padded image, or the backend does not
             know them.
     """
-    out: Tensor = torch.ops.openwork.conv2d(
-        x, values, bias, *_parts(pattern), kernel_size, stride, padding, dilation, kernel
-    )
+    out: Tensor = torch.ops.openwork.conv2d(x, values, bias, *_parts(pattern), kernel_size, stride, padding, dilation, kernel)
     return out
 
 

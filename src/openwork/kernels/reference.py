@@ -1,7 +1,7 @@
 """The products in plain PyTorch: any device, any floating dtype.
 
-Every call unpacks the weight to a dense ``[R, C]`` tensor and computes densely, so this backend is neither small nor fast; it is
-what the other backends are tested against, and what runs where they cannot.
+Every call unpacks the weight to a dense ``[R, C]`` tensor and computes densely, so this backend is neither small nor fast; it
+is what the other backends are tested against, and what runs where they cannot.
 """
 
 from __future__ import annotations

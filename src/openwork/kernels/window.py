@@ -21,7 +21,7 @@ class Window(NamedTuple):
         return self.kernel_size[0] * self.kernel_size[1]
 
     def output_size(self, height: int, width: int) -> Pair:
-        """Height and width of the output for an input of ``height`` x ``width``; at least one of them < 1 if it does not fit."""
+        """Pixels of the output for an input of ``height`` x ``width``; less than 1 where the window does not fit."""
         return self._extent(height, 0), self._extent(width, 1)
 
     def _extent(self, size: int, axis: int) -> int:

@@ -1,0 +1,51 @@
+"""Every product on every backend against dense float64 PyTorch, on random odd shapes."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import BATCHES, DENSITIES, HEIGHTS, Conv, check_conv, check_linear, convs, random_pattern
+
+random_shapes = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+heights, densities, batches = st.sampled_from(HEIGHTS), st.sampled_from(DENSITIES), st.sampled_from(BATCHES)
+
+
+@pytest.fixture(autouse=True, params=[1, 3], ids=lambda n: f"{n}-threads")
+def _threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@random_shapes
+@given(st.integers(1, 50), st.integers(1, 70), heights, densities, batches, st.booleans(), st.booleans())
+def test_linear(rows, cols, height, density, batch, drop_rows, bias):
+    check_linear(random_pattern(rows, cols, height, density, drop_rows=drop_rows), batch, bias=bias)
+
+
+@random_shapes
+@given(convs(), heights, densities, st.booleans(), st.booleans(), st.booleans())
+def test_conv(conv, height, density, drop_rows, bias, channels_last):
+    pattern = random_pattern(conv.rows, conv.columns, height, density, drop_rows=drop_rows)
+    check_conv(pattern, conv, bias=bias, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("height", [1, 4, 8, 16, 32])
+def test_tuned_heights_at_full_width(height):
+    """Whole register tiles, several panels of the batch and more than one reduction of the weight gradient."""
+    check_linear(random_pattern(64, 48, height, 0.3), 600)
+    conv = Conv(64, 3, 35, (9, 18), (3, 3), (1, 1), (1, 1), (1, 1))
+    check_conv(random_pattern(64, 27, height, 0.3), conv)
+
+
+@pytest.mark.parametrize("size", [(70, 3), (3, 70), (64, 64)])
+@pytest.mark.parametrize("height", [1, 8])
+def test_images_larger_than_the_window(size, height):
+    """The window of packed lines slides many times, in both directions of the product."""
+    conv = Conv(8, 40, 2, size, (3, 3), (1, 1), (1, 1), (1, 1))
+    pattern = random_pattern(8, 360, height, 0.05)
+    check_conv(pattern, conv)
+    check_conv(pattern, Conv(8, 40, 17, size, (3, 3), (2, 2), (1, 1), (1, 1)))

@@ -1,0 +1,126 @@
+"""What does not fit is refused with a message that names it."""
+
+import pytest
+import torch
+from problems import random_pattern, random_values
+
+from openwork.kernels import available, choose, lookup, ops, register
+from openwork.pattern import Pattern
+
+PATTERN = random_pattern(10, 27, 4, 0.5)
+VALUES = random_values(PATTERN)
+X = torch.randn(4, 27)
+kernels = pytest.mark.parametrize("kernel", ["reference", "cpu"])
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("x", "values", "bias", "message"),
+    [
+        (torch.randn(4, 26), VALUES, None, r"x has shape \(4, 26\).*\[batch, 27\]"),
+        (torch.randn(27), VALUES, None, r"x has shape \(27,\)"),
+        (X, VALUES[:-1], None, "values have shape"),
+        (X, VALUES, torch.randn(9), r"bias has shape \(9,\); the layer has 10 outputs"),
+        (X, VALUES.double(), None, "values is torch.float64"),
+        (X.bfloat16(), VALUES, None, "values is torch.float32 .* x is torch.bfloat16"),
+    ],
+)
+def test_linear_refuses(kernel, x, values, bias, message):
+    with pytest.raises(ValueError, match=message):
+        ops.linear(x, values, PATTERN, bias, kernel)
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("x", "window", "message"),
+    [
+        (torch.randn(2, 3, 5, 5), {"kernel_size": (2, 2)}, "27 columns, no multiple of kernel_size"),
+        (torch.randn(2, 4, 5, 5), {"kernel_size": (3, 3)}, r"x has shape \(2, 4, 5, 5\).*\[batch, 3,"),
+        (torch.randn(2, 3, 5, 2), {"kernel_size": (3, 3)}, "does not fit an image"),
+        (torch.randn(2, 3, 5, 5), {"kernel_size": (3, 3), "stride": (0, 1)}, r"stride=\(0, 1\)"),
+        (torch.randn(2, 3, 5, 5), {"kernel_size": (3, 3), "padding": (1, -1)}, r"padding=\(1, -1\)"),
+    ],
+)
+def test_conv_refuses(kernel, x, window, message):
+    with pytest.raises(ValueError, match=message):
+        ops.conv2d(x, VALUES, PATTERN, None, **window, kernel=kernel)
+
+
+@kernels
+def test_backward_refuses_another_batch(kernel):
+    with pytest.raises(ValueError, match="x has a batch of 4, the gradient one of 5"):
+        ops.sddmm(X, torch.randn(5, 10), PATTERN, kernel)
+
+
+def spoilt(name: str, at: int, to: int) -> Pattern:
+    parts = {"rows": PATTERN.rows.clone(), "offsets": PATTERN.offsets.clone(), "cols": PATTERN.cols.clone()}
+    parts[name].view(-1)[at] = to
+    return Pattern(PATTERN.shape, parts["rows"], parts["offsets"], parts["cols"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (spoilt("cols", 3, 27), "columns are out of range"),
+        (spoilt("cols", 3, -1), "columns are out of range"),
+        (spoilt("cols", 3, 2**31 - 1), "columns are out of range"),
+        (spoilt("rows", 0, 10), "rows are out of range"),
+        (spoilt("rows", 0, -7), "rows are out of range"),
+        (spoilt("rows", 0, int(PATTERN.rows[1, 0])), "row in two groups"),
+        (spoilt("offsets", 1, 10**9), "offsets"),
+        (spoilt("offsets", -1, len(PATTERN.cols) + 1), "offsets"),
+        (spoilt("offsets", 0, 1), "offsets"),
+    ],
+)
+def test_a_corrupt_index_is_never_followed(pattern, message):
+    """Indices are checked on every call: overwriting them in place cannot make a kernel read outside its buffers."""
+    with pytest.raises(ValueError, match=message):
+        ops.linear(X, VALUES, pattern, None, "cpu")
+    with pytest.raises(ValueError, match=message):
+        ops.sddmm(X, torch.randn(4, 10), pattern, "cpu")
+    with pytest.raises(ValueError, match=message):
+        ops.conv2d(torch.randn(2, 3, 5, 5), VALUES, pattern, None, kernel_size=(3, 3), kernel="cpu")
+
+
+def test_a_changed_index_is_transposed_again():
+    """The transposed structure of height 1 is kept, but not beyond a change in place."""
+    pattern = random_pattern(10, 27, 1, 0.5)
+    values, g = random_values(pattern), torch.randn(4, 10)
+
+    def input_gradient(kernel):
+        x = torch.zeros(4, 27, requires_grad=True)
+        ops.linear(x, values, pattern, None, kernel).backward(g)
+        return x.grad
+
+    torch.testing.assert_close(input_gradient("cpu"), input_gradient("reference"))
+    pattern.cols.copy_(26 - pattern.cols)
+    torch.testing.assert_close(input_gradient("cpu"), input_gradient("reference"))
+
+
+def test_the_cpu_backend_knows_float32_only():
+    with pytest.raises(ValueError, match=r"kernel='cpu' computes in torch.float32 on the cpu; got torch.float64"):
+        ops.linear(X.double(), VALUES.double(), PATTERN, None, "cpu")
+
+
+def test_choosing_a_backend():
+    assert available() == ("reference", "cpu")
+    assert choose("cpu", torch.float32) == choose("cpu", torch.float32, "auto") == "cpu"
+    assert choose("cpu", torch.float64, "reference") == "reference"
+    with pytest.raises(ValueError, match="kernel='mkl' must be one of reference, cpu"):
+        choose("cpu", torch.float32, "mkl")
+    with pytest.raises(ValueError, match="got torch.float16 on cpu"):
+        choose("cpu", torch.float16, "cpu")
+
+
+def test_falling_back_warns_once(monkeypatch):
+    monkeypatch.setattr("openwork.kernels._warned", set())
+    with pytest.warns(UserWarning, match="no sparse kernel for torch.float64 on cpu"):
+        assert choose("cpu", torch.float64) == "reference"
+    assert choose("cpu", torch.float64) == "reference"
+
+
+def test_table_names():
+    with pytest.raises(ValueError, match="op='spmv' must be one of linear"):
+        register("spmv", "cpu")
+    with pytest.raises(ValueError, match="has no op 'spmv'"):
+        lookup("spmv", "cpu")

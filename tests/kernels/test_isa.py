@@ -1,0 +1,45 @@
+"""The builds of the kernels for instruction sets that this processor has, but does not choose by itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openwork import _native
+
+CHECK = """
+import torch
+from openwork import _native
+from problems import Conv, check_conv, check_linear, random_pattern
+assert _native.isa() == {isa!r}, _native.isa()
+_native.poison_scratch(True)
+torch.set_num_threads(2)
+for height in (1, 2, 3, 4, 7, 8, 16, 32):
+    for batch in (1, 7, 40, 130):
+        check_linear(random_pattern(37, 41, height, 0.4, drop_rows=height == 4), batch)
+    for batch in (1, 6, 35):
+        for stride, size in (((1, 1), (7, 18)), ((2, 2), (9, 5))):
+            check_conv(random_pattern(37, 27, height, 0.4), Conv(37, 3, batch, size, (3, 3), stride, (1, 1), (1, 1)))
+"""
+
+
+def python(code: str, isa: str) -> subprocess.CompletedProcess[str]:
+    here = str(Path(__file__).parent)
+    paths = os.pathsep.join([here, *(p for p in sys.path if p)])
+    env = os.environ | {"OPENWORK_ISA": isa, "PYTHONPATH": paths}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("isa", _native.supported_isas())
+def test_forced_isa(isa):
+    done = python(CHECK.format(isa=isa), isa)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_isa_is_refused():
+    done = python("import torch; from openwork import _native; _native.isa()", "mmx")
+    assert done.returncode != 0
+    assert "OPENWORK_ISA='mmx'" in done.stderr
+    assert "baseline" in done.stderr

@@ -1,0 +1,89 @@
+"""What PyTorch asks of an operator: exact gradients, fake kernels, tracing."""
+
+import pytest
+import torch
+from problems import random_pattern, random_values
+
+from openwork.kernels import ops
+from openwork.nn import SparseConv2d, SparseLinear
+
+WINDOWS = [
+    {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)},
+    {"kernel_size": (3, 3), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+]
+heights = pytest.mark.parametrize("height", [1, 4])
+windows = pytest.mark.parametrize("window", WINDOWS, ids=["plain", "strided"])
+
+
+def parts(pattern):
+    return pattern.rows, pattern.offsets, pattern.cols, list(pattern.shape)
+
+
+def double(tensor):
+    return tensor.double().requires_grad_()
+
+
+@heights
+def test_linear_gradcheck(height):
+    pattern = random_pattern(6, 9, height, 0.5)
+    inputs = double(torch.randn(3, 9)), double(random_values(pattern)), double(torch.randn(6))
+    free = pattern.positions >= 0
+    # A padded entry has no influence, so the numerical gradient is 0 there as well.
+    assert torch.autograd.gradcheck(lambda x, v, b: ops.linear(x, v * free, pattern, b), inputs)
+
+
+@heights
+@windows
+def test_conv_gradcheck(height, window):
+    pattern = random_pattern(6, 18, height, 0.5)
+    inputs = double(torch.randn(2, 2, 5, 6)), double(random_values(pattern)), double(torch.randn(6))
+    free = pattern.positions >= 0
+    assert torch.autograd.gradcheck(lambda x, v, b: ops.conv2d(x, v * free, pattern, b, **window), inputs)
+
+
+@heights
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+@pytest.mark.parametrize("batch", [0, 4])
+def test_opcheck(height, kernel, batch):
+    pattern = random_pattern(6, 18, height, 0.5)
+    values, bias = random_values(pattern).requires_grad_(), torch.randn(6, requires_grad=True)
+    x, g = torch.randn(batch, 18, requires_grad=True), torch.randn(batch, 6)
+    torch.library.opcheck(torch.ops.openwork.linear.default, (x, values, bias, *parts(pattern), kernel))
+    torch.library.opcheck(torch.ops.openwork.linear_backward.default, (g, x.detach(), values.detach(), *parts(pattern), kernel))
+
+
+@heights
+@windows
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_conv_opcheck(height, window, kernel):
+    pattern = random_pattern(6, 18, height, 0.5)
+    values, x = random_values(pattern).requires_grad_(), torch.randn(2, 2, 5, 6, requires_grad=True)
+    size = [list(pair) for pair in window.values()]
+    out = ops.conv2d(x, values, pattern, **window)
+    torch.library.opcheck(torch.ops.openwork.conv2d.default, (x, values, None, *parts(pattern), *size, kernel))
+    torch.library.opcheck(
+        torch.ops.openwork.conv2d_backward.default,
+        (torch.randn_like(out), x.detach(), values.detach(), *parts(pattern), *size, [5, 6], kernel),
+    )
+
+
+@heights
+def test_compiled_model_is_the_same_model(height):
+    torch.manual_seed(0)
+    conv, linear = random_pattern(6, 27, height, 0.5), random_pattern(5, 6, height, 0.5)
+    model = torch.nn.Sequential(
+        SparseConv2d(conv, random_values(conv), torch.randn(6), kernel_size=(3, 3), padding=(1, 1), kernel="cpu"),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        SparseLinear(linear, random_values(linear), torch.randn(5), kernel="cpu"),
+    )
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 6, 5, requires_grad=True)
+    results = []
+    for one in (model, compiled):
+        out = one(x)
+        gradients = torch.autograd.grad(out.square().sum(), [x, *model.parameters()])
+        results.append([out, *gradients])
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(eager, traced)
