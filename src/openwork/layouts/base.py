@@ -71,7 +71,11 @@ class Layout(ABC):
 
     @abstractmethod
     def sample_inactive(self, now: Pattern, n: int, generator: torch.Generator) -> Scores:
-        """``n`` inactive atoms drawn uniformly without replacement (all, where there are fewer), in random order."""
+        """Inactive atoms in random order, at least ``n`` (all, where there are fewer).
+
+        The first ``n`` are drawn uniformly without replacement; an atom layout adds more where a capacity class would
+        otherwise have fewer than ``n`` of its own to offer.
+        """
 
     @abstractmethod
     def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
@@ -125,6 +129,10 @@ class AtomLayout(Layout):
         """How many atoms of each class a pattern of ``count`` atoms holds."""
 
     @abstractmethod
+    def members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
+        """The atoms of these ranks within capacity class ``kind``."""
+
+    @abstractmethod
     def weights_of(self, shape: tuple[int, int], count: int) -> int:
         """Weights in a pattern of ``count`` atoms."""
 
@@ -175,8 +183,24 @@ class AtomLayout(Layout):
         ranks = draw_distinct(free, min(n, free), generator)
         # The r-th inactive id is r plus the number of active ids before it.
         ids = ranks + np.searchsorted(active - np.arange(len(active)), ranks, side="right")
+        ids = np.concatenate([ids, *self._of_each_class(now.shape, active, ids, n, generator)])
         value = torch.arange(len(ids), 0, -1, dtype=torch.float64)
         return Scores(value, torch.from_numpy(ids))
+
+    def _of_each_class(
+        self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
+    ) -> Iterable[np.ndarray]:
+        """``n`` inactive atoms of every class, or what is dropped in one class and drawn in another would move nothing."""
+        sizes = self.limits(shape, self.total_atoms(shape))
+        if len(sizes) == 1:
+            return
+        held = np.bincount(self.classes(shape, active), minlength=len(sizes))
+        taken = np.sort(np.concatenate([active, drawn]))
+        for kind, size in enumerate(sizes):
+            ranks = draw_distinct(int(size), min(int(size), n + int(held[kind])), generator)
+            ids = self.members(shape, kind, ranks)
+            ids = ids[~member(ids, active)][:n]
+            yield ids[~member(ids, taken)]
 
     @final
     def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
@@ -248,6 +272,8 @@ class AtomLayout(Layout):
     def check(self, pattern: Pattern, count: int) -> None:
         """Whole atoms, as many of each class as the count says."""
         pattern.validate()
+        if not torch.equal(pattern.rows, self.rows(pattern.shape)):
+            raise LayoutError(f"the pattern is not one of {self!r}: its row groups differ")
         ids = self.atoms(pattern).numpy()
         rebuilt = self.build(pattern.shape, ids, pattern.rows)
         if not np.array_equal(np.sort(pattern.positions.numpy().ravel()), np.sort(rebuilt.positions.numpy().ravel())):

@@ -17,5 +17,7 @@ class OutVector(TileLayout):
     """
 
     def __init__(self, v: int) -> None:
+        if not isinstance(v, int) or v < 1:
+            raise ValueError(f"v={v!r} must be a positive integer")
         super().__init__(v, 1)
         self.v = v

@@ -124,6 +124,8 @@ class ShuffledBlock(RefitLayout):
         """Kept vectors at their scores, grown ones at the highest, dropped ones not at all."""
         active = self._vectors.atoms(now).numpy()
         keep = proposal.keep.detach().cpu().numpy().astype(np.float64)
+        if len(keep) != len(active):
+            raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active vectors")
         if proposal.grow.ids is None:
             raise LayoutError("a shuffled layout grows from candidates with ids")
         kept = np.delete(np.arange(len(active)), lowest(keep, proposal.n_drop))

@@ -65,15 +65,28 @@ class TileLayout(AtomLayout):
         return 2 * low.astype(np.int64) + narrow
 
     def limits(self, shape: tuple[int, int], count: int) -> np.ndarray:
-        """The shares of ``count`` by largest remainder."""
+        """The shares of ``count`` in proportion, rounded as Sainte-Lague does: one tile more is one more in one class."""
         if not self._ragged(shape):
             return np.array([count], dtype=np.int64)
         sizes, _ = self._class_sizes(shape)
-        exact, total = sizes * count, int(sizes.sum())
-        limits = exact // total
-        rest = np.argsort(-(exact % total), kind="stable")[: count - int(limits.sum())]
-        limits[rest] += 1
+        total = int(sizes.sum())
+        limits = (2 * sizes * count + total) // (2 * total)
+        while missing := count - int(limits.sum()):
+            step = 1 if missing > 0 else -1
+            quotient = np.where(sizes > 0, (2 * limits + step) / np.maximum(sizes, 1), step * np.inf)
+            at = int(np.argmin(quotient)) if step > 0 else len(sizes) - 1 - int(np.argmax(quotient[::-1]))
+            limits[at] += step
         return limits
+
+    def members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
+        """Row by row, the tiles of a class."""
+        groups, tiles = self._grid(shape)
+        low, narrow = divmod(kind, 2)
+        full_tiles = shape[1] // self._n
+        width = 1 if narrow else full_tiles
+        first = full_tiles if narrow else 0
+        group = (groups - 1 if low else 0) + ranks // max(1, width)
+        return group * tiles + first + ranks % max(1, width)
 
     def weights_of(self, shape: tuple[int, int], count: int) -> int:
         """Weights in ``count`` tiles, the ragged ones at their real size."""
