@@ -221,18 +221,19 @@ class AtomLayout(Layout):
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
-        if proposal.refit is not None:
-            weights = settle(now, proposal, self.block)
-            ids = self._strongest(now, weights)
-            return self.build(now.shape, self._fill(now.shape, proposal.count, ids), now.rows)
         active = self.atoms(now).numpy()
-        keep = _numpy(proposal.keep)
-        if len(keep) != len(active):
-            raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
         dropped = np.zeros(len(active), dtype=bool)
-        dropped[lowest(keep, proposal.n_drop)] = True
-        kept = active[~dropped][_descending(keep[~dropped])]
-        fresh = self._candidates(now, proposal.grow, np.sort(active), np.sort(kept))
+        if proposal.refit is not None:
+            keep, going, fresh = self._in_atoms(now, active, settle(now, proposal, self.block))
+            dropped[going] = True
+            kept = active[~dropped][_descending(keep[~dropped])]
+        else:
+            keep = _numpy(proposal.keep)
+            if len(keep) != len(active):
+                raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
+            dropped[lowest(keep, proposal.n_drop)] = True
+            kept = active[~dropped][_descending(keep[~dropped])]
+            fresh = self._candidates(now, proposal.grow, np.sort(active), np.sort(kept))
         fallen = active[dropped][_descending(keep[dropped])]
         fallen = fallen[~member(fallen, np.sort(fresh))]
         ids = self._fill(now.shape, proposal.count, np.concatenate([kept, fresh, fallen]))
@@ -250,10 +251,26 @@ class AtomLayout(Layout):
         ranked = ids[order]
         return ranked[(ranked >= 0) & ~member(ranked, kept)]
 
-    def _strongest(self, now: Pattern, weights: Weights) -> np.ndarray:
-        """Atoms by the sum of their weights' scores, best first."""
+    def _in_atoms(self, now: Pattern, active: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Settled weights as whole atoms: a score for each active one, which of them go, which others come, best first.
+
+        As many atoms go as hold the number of lost weights.  If fresh and active atoms were ranked together by their sums, a
+        fixed tile with its few new weights would hardly ever win and the topology would freeze.
+        """
         ids, inverse = np.unique(self.atoms_at(now.rows, now.shape, weights.flat), return_inverse=True)
-        return ids[_descending(np.bincount(inverse, weights=weights.score, minlength=len(ids)))]
+        score = np.bincount(inverse, weights=weights.score, minlength=len(ids))
+        ranked = np.sort(active)
+        new = ~member(ids, ranked)
+        fresh = ids[new][_descending(score[new])]
+        keep = np.zeros(len(active))
+        held = member(active, ids)
+        keep[held] = score[np.searchsorted(ids, active[held])]
+        at = now.positions.numpy()
+        lost = int((~member(at[at >= 0], np.sort(weights.flat))).sum())
+        n_drop = max(min(lost, 1), round(lost * len(active) / max(1, now.nnz)))
+        # An atom goes only where one of its class may come.
+        movable = np.flatnonzero(np.isin(self.classes(now.shape, active), self.classes(now.shape, fresh)))
+        return keep, movable[lowest(keep[movable], n_drop)], fresh
 
     def _fill(self, shape: tuple[int, int], count: int, ranked: np.ndarray) -> np.ndarray:
         """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
