@@ -2,10 +2,13 @@
 
 import csv
 import math
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -302,6 +305,36 @@ def test_help_lists_what_can_be_chosen(capsys):
     for name in ("--sparsity", "--resume", "DSB", "ShuffledBlock", "CifarResNet", "Parquet", "OneCycle"):
         assert name in text
     assert "torch.nn.Bilinear" not in text
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+
+
+def test_every_documented_command_is_understood():
+    blocks = re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.strip() and "--resume" not in line]
+    assert len(commands) >= 6
+    for command in commands:
+        assert command[:2] == ["openwork", "train"]
+        settings, _ = parse(command[2:])
+        assert isinstance(settings.layout, ow.layouts.Layout)
+
+
+def test_the_documented_config_is_understood(tmp_path):
+    text = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)[1]
+    (tmp_path / "run.yaml").write_text(text)
+    settings, _ = parse(["--config", str(tmp_path / "run.yaml"), "--seed", "1"])
+    assert settings.method.lift == "mean"
+    assert (settings.seed, settings.epochs, settings.exclude) == (1, 8, ["conv1", "fc"])
+
+
+def test_the_documented_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = re.search(r"```python\n(.*?)```", DOCS, re.DOTALL)[1]
+    names = {}
+    exec(text.replace("epochs=5", "epochs=1, progress=False, batch_size=200"), names)
+    assert names["result"].sparse.trained < 0.3 * names["result"].dense.trained
 
 
 class Evil:

@@ -11,6 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import wrap_file
+
 from openwork.data.images import DataError
 
 CHUNK = 1 << 20
@@ -46,7 +49,10 @@ def fetch(url: str, target: Path, sha256: str, timeout: float = 30.0) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer, part.open("wb") as file:
-            shutil.copyfileobj(answer, file, CHUNK)
+            size = int(answer.headers.get("Content-Length") or 0)
+            title, console = f"downloading {target.name}", Console(stderr=True)
+            with wrap_file(answer, size, description=title, console=console, transient=True) as shown:
+                shutil.copyfileobj(shown, file, CHUNK)
         checked(part, sha256)
         os.replace(part, target)
     except (urllib.error.URLError, OSError) as error:

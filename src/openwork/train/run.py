@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import datetime
 import logging
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import nn
 
@@ -213,7 +215,11 @@ def _one(
     with warnings.catch_warnings():
         # Lightning's own use of a torch function that is on its way out; a user can do nothing about it.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        trainer.fit(module, loader, tests, ckpt_path=start.checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, loader, tests, ckpt_path=start.checkpoint)
+        except SIGTERMException as error:
+            # Lightning's own answer to a signal that came just after an epoch's checkpoint was written.
+            raise Interrupted(signal.SIGTERM) from error
     figures = measured(name, module.tested.accuracy, active_parameters(model), watch.memory, (watch.median, watch.mean), folder)
     figures.save(folder)
     return figures
