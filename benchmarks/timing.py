@@ -1,0 +1,86 @@
+"""How the benchmarks take times and write them down."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from openwork.train.files import write_text
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+RESULTS = Path(__file__).parent / "results"
+
+
+def warm_allocator() -> None:
+    """Start this program again with an allocator that keeps its pages; otherwise dense PyTorch mostly measures page faults."""
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each function; they take turns, so that a slow moment of the machine hits all of them."""
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+
+
+def assert_right(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+    """Stop the benchmark before it reports the speed of a wrong result."""
+    error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    if not error <= tolerance:
+        raise SystemExit(f"{name}: differs from dense by {error:.2e} of the largest entry; no time is reported")
+
+
+def machine() -> str:
+    """Processor, threads, torch and commit, for the head of a table of results."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit or 'unknown'}"
+
+
+def report(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path = RESULTS) -> None:
+    """Print a table and write it as ``name.csv`` and ``name.md``."""
+    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in cells:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, 110)  # a log file is not narrow
+    console.print(table)
+    output.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *cells])
+    write_text(output / f"{name}.csv", text.getvalue())
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    lines = [title, "", f"{machine()}.", "", f"`{command}`", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---:|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    write_text(output / f"{name}.md", "\n".join(lines) + "\n")
