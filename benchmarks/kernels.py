@@ -4,8 +4,8 @@
 
 Everything starts and ends in plain tensors, [batch, features] or NCHW, so conversions to the kernels' own layout are paid.
 Dense is the best of: for linear layers F.linear, oneDNN's linear with operands already transposed for it, and a 1 x 1
-convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer is
-timed, its results are compared with dense ones; a wrong result stops the benchmark.
+convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
+is timed, its results are compared with dense ones; a wrong result stops the benchmark.
 """
 
 from __future__ import annotations
