@@ -37,15 +37,15 @@ class DropGrow(Method):
         drop_fraction: float = 0.3,
         schedule: str = "cosine",
     ) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        if not _is_count(interval):
             raise ValueError(f"interval={interval!r} must be a positive number of steps")
-        if end is not None and (isinstance(end, bool) or end <= 0 or (isinstance(end, float) and end > 1.0)):
+        if not (end is None or _is_count(end) or (isinstance(end, float) and 0.0 < end <= 1.0)):
             raise ValueError(f"end={end!r} must be a positive step count, or a float in (0, 1], a share of total_steps")
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps={total_steps!r} must be positive")
-        if not 0.0 < drop_fraction < 1.0:
-            raise ValueError(f"drop_fraction={drop_fraction!r} must lie strictly between 0 and 1")
-        if schedule not in SCHEDULES:
+        if not (total_steps is None or _is_count(total_steps)):
+            raise ValueError(f"total_steps={total_steps!r} must be a positive number of steps")
+        if not (isinstance(drop_fraction, float) and 0.0 < drop_fraction < 1.0):
+            raise ValueError(f"drop_fraction={drop_fraction!r} must be a number strictly between 0 and 1")
+        if not (isinstance(schedule, str) and schedule in SCHEDULES):
             raise ValueError(f"schedule={schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
         self.interval, self.end, self.total_steps = interval, end, total_steps
         self.drop_fraction, self.schedule = drop_fraction, schedule
@@ -68,7 +68,8 @@ class DropGrow(Method):
     @final
     def due(self, step: int) -> bool:
         """Every ``interval`` steps, from the first interval until ``end``: step 0 has seen no gradient."""
-        return 0 < step < self.last_step and step % self.interval == 0
+        last = self.last_step  # read at step 0 too, so that attach learns of a missing total_steps
+        return 0 < step < last and step % self.interval == 0
 
     @final
     def propose(self, step: int, layers: Mapping[str, Layer]) -> Mapping[str, Proposal]:
@@ -79,3 +80,7 @@ class DropGrow(Method):
     @abstractmethod
     def propose_layer(self, step: int, layer: Layer, share: float) -> Proposal:
         """What to drop and grow in one layer when ``share`` of its active units should go."""
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

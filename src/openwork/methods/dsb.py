@@ -60,8 +60,11 @@ class DSB(DropGrow):
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(allowed)}")
-        if regroup < 0:
+        if not isinstance(regroup, int) or regroup < 0:
             raise ValueError(f"regroup={regroup!r} must be True, False or a positive number of updates")
+        for name, switch in {"block_aware": block_aware, "regrow": regrow}.items():
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name}={switch!r} must be True or False")
         self.lift, self.grow, self.regroup, self.norm = lift, grow, regroup, norm
         self.block_aware, self.regrow = block_aware, regrow
         norms = Evidence.L1_NORMS if norm == "l1" else Evidence.L2_NORMS
