@@ -137,6 +137,13 @@ class SparseModule(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
+def check_shape(pattern: Pattern, weight: Tensor) -> None:
+    """Raise ``PatternError`` unless ``pattern`` is one of ``weight`` as a matrix ``[R, C]``."""
+    matrix = (weight.shape[0], weight[0].numel() if len(weight) else 0)
+    if pattern.shape != matrix:
+        raise PatternError(f"pattern has shape {pattern.shape}, the weight is a {matrix} matrix")
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _observe(module: SparseModule, x: Tensor, collector: Collector) -> Tensor:
     # Outside any compiled graph: a hook with side effects has no place in one, and few steps are watched.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from openwork.kernels import ops
-from openwork.nn.base import SparseModule
+from openwork.nn.base import SparseModule, check_shape
 from openwork.pattern import Pattern
 
 Pair = tuple[int, int]
@@ -71,7 +71,12 @@ class SparseConv2d(SparseModule):
 
     @classmethod
     def from_dense(cls, module: nn.Conv2d, pattern: Pattern, kernel: str | None = None) -> SparseConv2d:
-        """The weights of ``module`` at the positions of ``pattern``; the bias parameter itself is kept."""
+        """The weights of ``module`` at the positions of ``pattern``; the bias parameter itself is kept.
+
+        Raises:
+            PatternError: ``pattern`` is of another shape than the weight as a matrix.
+        """
+        check_shape(pattern, module.weight)
         pattern = pattern.to(module.weight.device)
         sparse = cls(
             pattern,

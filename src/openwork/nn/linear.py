@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.kernels import ops
-from openwork.nn.base import SparseModule
+from openwork.nn.base import SparseModule, check_shape
 from openwork.pattern import Pattern
 
 
@@ -31,7 +31,12 @@ class SparseLinear(SparseModule):
 
     @classmethod
     def from_dense(cls, module: nn.Linear, pattern: Pattern, kernel: str | None = None) -> SparseLinear:
-        """The weights of ``module`` at the positions of ``pattern``; the bias parameter itself is kept."""
+        """The weights of ``module`` at the positions of ``pattern``; the bias parameter itself is kept.
+
+        Raises:
+            PatternError: ``pattern`` is of another shape than the weight as a matrix.
+        """
+        check_shape(pattern, module.weight)
         pattern = pattern.to(module.weight.device)
         sparse = cls(pattern, pattern.pack(module.weight.detach()), None, kernel)
         sparse.values.requires_grad_(module.weight.requires_grad)
