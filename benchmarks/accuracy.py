@@ -84,9 +84,15 @@ def recipes(size: int) -> dict[str, Recipe]:
 class Outcome:
     """What one run measured."""
 
-    epochs: list[dict[str, object]] = field(default_factory=list)
-    topology: list[dict[str, object]] = field(default_factory=list)
-    run: dict[str, object] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    topology: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def movement(self) -> dict[str, Any]:
+        """What all topology updates moved."""
+        sums = {name: sum(update[name] for update in self.topology) for name in ("grown", "evicted")}
+        masses = [update["evicted_mass"] for update in self.topology]
+        return {"updates": len(masses), **sums, "evicted_mass": statistics.fmean(masses) if masses else 0.0}
 
 
 def evaluate(model: nn.Module, images: Images, source: Parquet) -> Running:
@@ -101,7 +107,7 @@ def evaluate(model: nn.Module, images: Images, source: Parquet) -> Running:
     return figures
 
 
-def changes(sparsity: ow.Sparsity) -> dict[str, object]:
+def changes(sparsity: ow.Sparsity) -> dict[str, Any]:
     """The newest topology update over all layers; the evicted mass is the mean of the layers' shares."""
     update = list(sparsity.last_update.values())
     sums = {name: sum(getattr(change, name) for change in update) for name in ("dropped", "grown", "evicted")}
@@ -146,13 +152,10 @@ def train(
         })  # fmt: skip
         console.print(f"  epoch {epoch + 1}: loss {figures.mean_loss:.3f}, test {100 * tested.accuracy:.2f} %, "
                       f"{1e3 * statistics.median(in_epoch):.0f} ms a step")  # fmt: skip
-    updates = outcome.topology
     outcome.run = {
-        "test_accuracy": tested.accuracy, "train_loss": figures.mean_loss, "train_accuracy": figures.accuracy,
+        **{name: outcome.epochs[-1][name] for name in ("test_accuracy", "train_loss", "train_accuracy")},
         "parameters": active_parameters(model), "trained_bytes": held.trained, "index_bytes": held.indices,
-        "updates": len(updates), "grown": sum(int(str(update["grown"])) for update in updates),
-        "evicted": sum(int(str(update["evicted"])) for update in updates),
-        "evicted_mass": statistics.fmean(float(str(update["evicted_mass"])) for update in updates) if updates else 0.0,
+        **outcome.movement(),
         "step_ms": round(1e3 * statistics.median(seconds), 2), "minutes": round((time.perf_counter() - began) / 60, 1),
     }  # fmt: skip
     return outcome

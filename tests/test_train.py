@@ -1,7 +1,6 @@
 """The training command: end to end on digits, resumed bit for bit, stopped by a signal, and refusing nonsense."""
 
 import csv
-import math
 import re
 import shlex
 import signal
@@ -16,15 +15,10 @@ import yaml
 from torch import nn
 
 import openwork as ow
-from openwork.analysis import active_parameters, memory
 from openwork.cli import main
-from openwork.models import MLP
-from openwork.train import CheckpointError, Constant, Cosine, OneCycle, Step
-from openwork.train import checkpoint as checkpoint_module
 from openwork.train.arguments import parse
-from openwork.train.checkpoint import AtomicCheckpointIO, StopRequest, random_state, read_checkpoint, set_random_state
+from openwork.train.checkpoint import read_checkpoint
 from openwork.train.classifier import Classifier
-from openwork.train.files import Table
 from openwork.train.report import Summary
 
 
@@ -337,29 +331,6 @@ def test_the_documented_python_runs(tmp_path, monkeypatch):
     assert names["result"].sparse.trained < 0.3 * names["result"].dense.trained
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_damaged_and_dangerous_checkpoints_are_refused(tmp_path, capsys):
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {"w": torch.randn(1000)}}, path)
-    read_checkpoint(path)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged"):
-        read_checkpoint(path)
-    torch.save({"state_dict": Evil()}, path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged or no checkpoint"):
-        read_checkpoint(path)
-    assert "code ran" not in capsys.readouterr().out
-    torch.save([1], path)
-    with pytest.raises(CheckpointError, match="is no checkpoint of a training run"):
-        read_checkpoint(path)
-    with pytest.raises(CheckpointError, match="is no file"):
-        read_checkpoint(tmp_path / "none.ckpt")
-
-
 def test_a_truncated_checkpoint_of_a_run_is_one_clear_line(tmp_path, monkeypatch, capsys):
     kill_after(monkeypatch, 3)
     folder = tmp_path / "run"
@@ -368,105 +339,3 @@ def test_a_truncated_checkpoint_of_a_run_is_one_clear_line(tmp_path, monkeypatch
     last.write_bytes(last.read_bytes()[:1000])
     assert main(["train", "--resume", str(folder)]) == 2
     assert "is damaged or no checkpoint" in capsys.readouterr().err.replace("\n", "")
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "n": 1}, path)
-
-    def full_disk(content, file):
-        file.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(checkpoint_module.torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "n": 2}, path)
-    assert read_checkpoint(path)["n"] == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_random_state_comes_back():
-    import random
-
-    import numpy as np
-
-    state = random_state()
-    first = (random.random(), np.random.rand(), torch.rand(1).item())
-    set_random_state(state)
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
-
-
-def test_a_stop_request_outside_training_ends_at_once_and_restores_the_handler():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, StopRequest():
-        signal.raise_signal(signal.SIGTERM)
-    assert ended.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_tables_drop_rows_that_are_to_be_written_again(tmp_path):
-    table = Table(tmp_path / "t.csv", ("step", "x"))
-    table.keep(lambda row: False)
-    assert table.rows() == []
-    table.append([{"step": 1, "x": "a"}, {"step": 2, "x": "b,c"}])
-    table.append([{"step": 3, "x": 0.5}])
-    table.keep(lambda row: int(row["step"]) < 3)
-    assert table.rows() == [{"step": "1", "x": "a"}, {"step": "2", "x": "b,c"}]
-
-
-def test_one_cycle_is_torchs():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
-    ours = OneCycle()
-    # torch puts the peak on a step of its own, 0.3 * 101 - 1, so only the legs are compared, each on its own time.
-    peak = 0.3 * 101 - 1
-    for step in range(101):
-        part = 0.3 * step / peak if step <= peak else 0.3 + 0.7 * (step - peak) / (100 - peak)
-        assert ours.factor(part, 1.0) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
-        optimizer.step()
-        if step < 100:
-            schedule.step()
-
-
-def test_learning_rates_by_hand():
-    assert Cosine(warmup=2).factor(1, 10) == 0.5
-    assert Cosine(warmup=2).factor(6, 10) == pytest.approx(0.5)
-    assert Cosine(final=0.1).factor(10, 10) == pytest.approx(0.1)
-    assert Cosine().factor(5, 20) == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert [Step([80, 120]).factor(epoch, 160) for epoch in (79.9, 80, 120)] == pytest.approx([1, 0.1, 0.01])
-    assert Constant(warmup=5).factor(1, 10) == 0.2
-    assert Constant().factor(9, 10) == 1
-    with pytest.raises(ValueError, match=r"rise=1\.0 must lie in"):
-        OneCycle(rise=1.0)
-    with pytest.raises(ValueError, match="warmup=-1 must not be negative"):
-        Cosine(warmup=-1)
-
-
-def test_memory_counts_every_tensor_once():
-    model = MLP(8, (16,), 4, batch_norm=True)
-    parameters = 8 * 16 + 16 + 2 * 16 + 16 * 4 + 4
-    optimizer = torch.optim.Adam(model.parameters())
-    empty = memory(model, optimizer)
-    assert (empty.weights, empty.gradients, empty.optimizer_state, empty.indices) == (4 * parameters, 0, 0, 0)
-    assert empty.buffers == 2 * 16 * 4 + 8
-    model(torch.randn(3, 8)).sum().backward()
-    optimizer.step()
-    full = memory(model, optimizer)
-    steps = 4 * len(list(model.parameters()))
-    assert (full.gradients, full.optimizer_state) == (4 * parameters, 2 * 4 * parameters + steps)
-    assert full.total == full.trained + full.buffers
-    model.classifier.weight = nn.Parameter(torch.zeros(4, 16))
-    tied = nn.ModuleList([model.classifier, nn.Linear(16, 4)])
-    tied[1].weight = tied[0].weight
-    assert memory(tied).weights == 4 * (4 * 16 + 4 + 4)
-
-
-def test_memory_of_a_sparse_model_separates_indices():
-    model = nn.Sequential(nn.Linear(10, 6, bias=False))
-    sparsity = ow.sparsify(model, sparsity=0.5, layout=ow.layouts.OutVector(4), method="static", kernel="reference")
-    layer = next(iter(sparsity.layers.values()))
-    held = memory(model)
-    assert held.weights == 4 * layer.values.numel()
-    assert held.indices == 4 * (layer.rows.numel() + layer.offsets.numel() + layer.cols.numel())
-    assert held.buffers == 0
-    assert active_parameters(model) == layer.pattern.nnz == int(layer.pattern.mask().sum())
