@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Report:
     def sparsity(self) -> float:
         """Share of zeros over the sparsified weights."""
         sparse = [row for row in self.rows if row.layout != "dense"]
-        total = sum(row.nnz / row.got if row.got else 0 for row in sparse)
+        total = sum(math.prod(row.shape) for row in sparse)
         return 1.0 - sum(row.nnz for row in sparse) / total if total else 0.0
 
     @property
