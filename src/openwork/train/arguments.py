@@ -66,7 +66,12 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
     built = parser(named(arguments))
     config = built.parse_args(list(arguments))
     pl.seed_everything(config.seed, verbose=False)
-    values = built.instantiate(config).as_dict()
+    try:
+        values = built.instantiate(config).as_dict()
+    except ValueError as error:
+        # Where a class or a string may stand, the parser wraps what the class said in what it tried.
+        cause = re.search(r"Errors:\n\s+- (.+)", str(error))
+        raise ValueError(cause[1] if cause else str(error)) from error
     settings = Settings(**{name: value for name, value in values.items() if name not in ("config", "resume")})
     return settings, built.dump(config)
 
