@@ -8,12 +8,13 @@ class Block(TileLayout):
 
     Args:
         m: rows of a block (consecutive output channels).
-        n: columns of a block, in the ``Cin * kh * kw`` order of a convolution.
+        n: columns of a block, in the ``Cin * kh * kw`` order of a convolution; ``m`` where it is not given.
 
     Raises:
         ValueError: ``m`` or ``n`` is not a positive integer.
     """
 
-    def __init__(self, m: int, n: int) -> None:
+    def __init__(self, m: int, n: int | None = None) -> None:
+        n = m if n is None else n
         super().__init__(m, n)
         self.m, self.n = m, n

@@ -33,7 +33,7 @@ class ShuffledBlock(RefitLayout):
 
     Args:
         m: rows of a block; the height that kernels are fast at is 8 to 32.
-        n: columns of a block.
+        n: columns of a block; ``m`` where it is not given.
         q: a row is clustered iff it shares more than this fraction of its non-zeros with another (paper: 0.2).
         linkage: ``"average"`` keeps the most weight, ``"complete"`` is that of the public code.
 
@@ -41,7 +41,8 @@ class ShuffledBlock(RefitLayout):
         ValueError: ``m`` or ``n`` is not a positive integer, ``q`` lies outside [0, 1], ``linkage`` is unknown.
     """
 
-    def __init__(self, m: int, n: int, q: float = 0.2, linkage: Linkage = "average") -> None:
+    def __init__(self, m: int, n: int | None = None, q: float = 0.2, linkage: Linkage = "average") -> None:
+        n = m if n is None else n
         for name, size in (("m", m), ("n", n)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}={size!r} must be a positive integer")
