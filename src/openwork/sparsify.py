@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from openwork.layouts import Layout
 from openwork.methods import Method
 from openwork.names import resolve
 from openwork.nn import SparseModule
-from openwork.pattern import Pattern, PatternError, carried, same_pattern
+from openwork.pattern import carried, same_pattern
 from openwork.report import Report, build_report
+from openwork.state import check_state
 from openwork.surgery import SPARSE_TYPES, survey, swap
 from openwork.update import Change, SparseLayer
 
@@ -72,10 +74,13 @@ class Sparsity:
 
         Raises:
             RuntimeError: something is attached already.
+            TypeError: ``optimizer`` is none.
             ValueError: the optimizer does not own a sparse layer's values, or the method lacks ``total_steps``.
         """
         if self._optimizer is not None:
             raise RuntimeError("attach was called before: a Sparsity rides on one optimizer")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer={optimizer!r} must be a torch.optim.Optimizer")
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = [
             name for name, module in self.layers.items() if module.values.requires_grad and id(module.values) not in owned
@@ -173,48 +178,21 @@ class Sparsity:
         Raises:
             ValueError: the state is of another model or layout, or incomplete.
         """
-        missing = {"step_count", "generator", "layers"} - set(state)
-        if missing:
-            raise ValueError(f"state lacks {', '.join(sorted(missing))}: it is no state of a Sparsity, or was cut off")
-        held = state["layers"]
-        if set(held) != set(self._layers):
-            strange, absent = sorted(set(held) - set(self._layers)), sorted(set(self._layers) - set(held))
-            raise ValueError(f"state is of another model: it has {strange or 'no'} unknown and lacks {absent or 'no'} layers")
-        patterns = {name: _checked_pattern(layer, held[name]) for name, layer in self._layers.items()}
-        generator = torch.Generator()
-        generator.set_state(state["generator"].cpu())
-        for name, pattern in patterns.items():
+        checked = check_state(state, self._layers)
+        for name, pattern in checked.patterns.items():
             layer = self._layers[name]
             if not same_pattern(pattern, layer.now):
                 values = layer.module.values.detach()
                 layer.module.replace(pattern, carried(values.cpu(), layer.now, pattern).to(values.device))
-            layer.count = int(held[name]["count"])
-        self._generator.set_state(generator.get_state())
-        self.step_count = int(state["step_count"])
+            layer.count = checked.counts[name]
+        self._generator.set_state(checked.generator)
+        self.step_count = checked.step_count
         self.last_update, self.last_update_step = {}, None
         self._arm()
 
     def report(self) -> Report:
         """Layer by layer: layout, kernel, density asked and got, bytes; prints as a table."""
         return build_report(self._layers, self._dense, self._order)
-
-
-def _checked_pattern(layer: SparseLayer, held: Mapping[str, Any]) -> Pattern:
-    """The pattern of one layer's state, if it is one that this layer can have."""
-    missing = {"layout", "count", "shape", "rows", "offsets", "cols"} - set(held)
-    if missing:
-        raise ValueError(f"state of layer {layer.name!r} lacks {', '.join(sorted(missing))}")
-    if tuple(held["shape"]) != layer.shape or held["layout"] != repr(layer.layout):
-        raise ValueError(
-            f"state of layer {layer.name!r} is of another model: {held['layout']} of shape {tuple(held['shape'])}, "
-            f"here {layer.layout!r} of shape {layer.shape}"
-        )
-    pattern = Pattern(layer.shape, *(held[key].cpu().clone() for key in ("rows", "offsets", "cols")))
-    try:
-        layer.layout.check(pattern, int(held["count"]))
-    except (PatternError, ValueError) as error:
-        raise ValueError(f"state of layer {layer.name!r} is damaged: {error}") from error
-    return pattern
 
 
 def sparsify(
@@ -259,9 +237,14 @@ def sparsify(
 
     Raises:
         ValueError: an argument is out of range, unknown or cannot be met; ``model`` is then as it was.
+        TypeError: an argument is of a wrong type; the same holds.
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0.0 < sparsity < 1.0:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a torch.nn.Module")
+    if not _is_number(sparsity) or not 0.0 < sparsity < 1.0:
         raise ValueError(f"sparsity={sparsity!r} must be a number strictly between 0 and 1")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r} must be an integer")
     layout = resolve("layout", layout, Layout, layouts_package)  # type: ignore[type-abstract]
     method = resolve("method", method, Method, methods_package)  # type: ignore[type-abstract]
     dense_layers, left = survey(model, layout, exclude, force)
@@ -297,6 +280,8 @@ def _densities(
     if isinstance(budget, Mapping):
         shares = {**_by_glob("budget", budget, list(shapes)), **fixed}
         return BUDGETS["uniform"](shapes, sparsity, fixed=shares)
+    if not callable(budget):
+        raise TypeError(f"budget={budget!r} must be one of {', '.join(BUDGETS)}, a function, or densities by name or glob")
     shares = dict(budget(shapes, sparsity, fixed=fixed))
     wrong = [name for name in shapes if not 0.0 <= shares.get(name, -1.0) <= 1.0]
     if wrong:
@@ -304,12 +289,18 @@ def _densities(
     return shares
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _by_glob(argument: str, given: Mapping[str, float], names: list[str]) -> dict[str, float]:
     """Densities by layer name, from names or globs; later entries win."""
     found: dict[str, float] = {}
     for glob, density in given.items():
+        if not _is_number(density):
+            raise TypeError(f"{argument} gives {density!r} to {glob!r}; a density is a number in [0, 1]")
         matched = [name for name in names if fnmatchcase(name, glob)]
         if not matched:
             raise ValueError(f"{argument} names {glob!r}, which matches no sparse layer; layers: {', '.join(names)}")
-        found.update(dict.fromkeys(matched, density))
+        found.update(dict.fromkeys(matched, float(density)))
     return found

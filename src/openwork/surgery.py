@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -102,8 +102,8 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 
 def _check_globs(argument: str, globs: Sequence[str], layers: dict[str, nn.Module]) -> None:
-    if isinstance(globs, str):
-        raise TypeError(f"{argument}={globs!r} must be a sequence of names or globs, not one string")
+    if isinstance(globs, str) or not isinstance(globs, Iterable) or not all(isinstance(glob, str) for glob in globs):
+        raise TypeError(f"{argument}={globs!r} must be a sequence of names or globs")
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in layers):
             raise ValueError(f"{argument} names {glob!r}, which matches no layer; layers: {', '.join(layers)}")
