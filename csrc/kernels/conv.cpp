@@ -12,8 +12,7 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kWindowBytes = 512 << 10;   // of an input window that does not have to be larger
-constexpr int64_t kDotVectors = 32;           // places that one reduction of the weight gradient runs over
+constexpr int64_t kDotFloats = 512;  // places that one reduction of the weight gradient runs over
 
 // Fewer images share a vector where the batch would not keep all threads busy.
 int64_t batch_lanes(int64_t batch, int64_t threads) {
@@ -57,9 +56,7 @@ const int64_t* tap_offsets(const Image& image, const SlabShape& in, Memory& memo
 
 // Lines of an input window that holds the windows of `outputs` output lines.
 int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
-    const int64_t needed = (outputs - 1) * image.stride_h + image.span_h(), all = image.height + 2 * most<int64_t>(0, image.pad_h);
-    const int64_t affordable = kWindowBytes / (slab_line(in) * 4);
-    return most(needed + slab_grain(in), least(affordable, most(all, needed)));
+    return (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
 }
 
 struct Forward {
@@ -120,6 +117,7 @@ Failure conv_forward(const Stored& m, const Image& image, const float* x, const 
             forward_lines(f, panel, from, to, {mine, lines, 0, 0}, mine + lines * f.in.line);
             line += to - from;
         }
+        drain_streams();
     }
     return nullptr;
 }
@@ -132,7 +130,7 @@ struct Backward {
     Slab in, out;
     const float *g, *x;
     float* dx;
-    int64_t vectors, out_height, block, lines;
+    int64_t vectors, out_height, block, dot_lines;
 };
 
 // Gradients of one panel: dx of its images, and its share of the weight gradient added to dw.
@@ -146,7 +144,10 @@ void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float
             x.slide(b.in, first, last);
             if (x.filled < last) pack_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
             x.filled = most(x.filled, last);
-            dots(*b.a, 0, b.a->groups, x.line(b.in, first), g, {count, stride * b.in.line, b.out.line, b.vectors}, dw);
+            for (int64_t i = 0; i < count; i += b.dot_lines) {
+                const Places places{least(b.dot_lines, count - i), stride * b.in.line, b.out.line, b.vectors};
+                dots(*b.a, 0, b.a->groups, x.line(b.in, first + i * stride), g + i * b.out.line, places, dw);
+            }
         }
         if (b.dx == nullptr) continue;
         dx.slide(b.in, first, last);
@@ -174,7 +175,8 @@ Failure conv_backward(const Stored& m, const Image& image, const float* g, const
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
     if (image.batch == 0) return nullptr;
     const Plan p = plan(m, image, threads);
-    const int64_t block = most<int64_t>(1, least(p.out_height, kDotVectors * kBatchLanes / (p.vectors * kLanes)));
+    const int64_t dot_lines = most<int64_t>(1, kDotFloats / (p.vectors * kLanes));
+    const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out));
     const int64_t lines = window_lines(image, p.in, block);
     const int64_t windows = (dx ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
     const int64_t floats = windows * lines * slab_line(p.in) + block * slab_line(p.out);
@@ -183,7 +185,7 @@ Failure conv_backward(const Stored& m, const Image& image, const float* g, const
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     Lowered a;
-    Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, lines};
+    Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, dot_lines};
     const Addressing at{b.in.channel, image.taps(), tap_offsets(image, p.in, memory), b.out.channel};
     if (Failure wrong = lower(m, at, nullptr, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     float* buffers = memory.take<float>(threads * floats);
@@ -198,6 +200,7 @@ Failure conv_backward(const Stored& m, const Image& image, const float* g, const
         for (int64_t panel = p.panels * id / team; panel < p.panels * (id + 1) / team; ++panel) {
             backward_panel(b, panel, {mine, lines, 0, 0}, {mine + (windows - 1) * lines * b.in.line, lines, 0, 0}, out, my_dw);
         }
+        drain_streams();
 #pragma omp barrier
         for (int64_t i = weights * id / team; dw != nullptr && i < weights * (id + 1) / team; ++i) {
             float sum = dw[i];

@@ -28,14 +28,14 @@ int32_t* places(Memory& memory, int64_t features, int64_t stride) {
 // [samples, features] -> [feature][sample], the samples filled up with 0 to a multiple of 16.
 void pack_panel(const float* x, int64_t features, int64_t samples, const int32_t* at, float* panel) {
     for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at, features, features, least(kBatchLanes, samples - s), kBatchLanes, false};
+        const Move move{at, features, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
         pack(move, x + s * features, panel + s);
     }
 }
 
 void unpack_panel(const float* panel, int64_t features, int64_t from, int64_t to, int64_t samples, const int32_t* at, float* y) {
     for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at + from, to - from, features, least(kBatchLanes, samples - s), kBatchLanes, false};
+        const Move move{at + from, to - from, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
         unpack(move, panel + s, y + s * features + from);
     }
 }

@@ -22,6 +22,7 @@ OW_INLINE void pack_block(const float* from, int64_t lane_stride, int64_t lanes,
     }
 }
 
+template <bool Stream>
 OW_INLINE void unpack_block(const float* from, const int32_t* at, float* to, int64_t lane_stride, int64_t lanes) {
     for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
         for (int64_t p = 0; p < kBatchLanes; p += kLanes) {
@@ -31,7 +32,12 @@ OW_INLINE void unpack_block(const float* from, const int32_t* at, float* to, int
             transpose(v);
             OW_UNROLL
             for (int i = 0; i < kLanes; ++i) {
-                if (l + i < lanes) store(to + (l + i) * lane_stride + p, v[i]);
+                if (l + i >= lanes) continue;
+                if constexpr (Stream) {
+                    stream(to + (l + i) * lane_stride + p, v[i]);
+                } else {
+                    store(to + (l + i) * lane_stride + p, v[i]);
+                }
             }
         }
     }
@@ -43,6 +49,7 @@ struct Move {
     const int32_t* at;
     int64_t count, lane_stride, lanes, unit;
     bool cropped;  // some offsets are negative
+    bool stream;   // unpack past the caches, where whole cache lines are written
 };
 
 OW_INLINE void pack(const Move& m, const float* from, float* to) {
@@ -67,12 +74,15 @@ OW_INLINE void pack(const Move& m, const float* from, float* to) {
 
 OW_INLINE void unpack(const Move& m, const float* from, float* to) {
     if (m.unit == kBatchLanes && !m.cropped && m.count >= kBatchLanes) {
+        const bool whole_lines = m.stream && (reinterpret_cast<uintptr_t>(to) / 4 | m.lane_stride | m.count) % 16 == 0;
         for (int64_t p = 0; p < m.count; p += kBatchLanes) {
             const int64_t q = least(p, m.count - kBatchLanes);
-            if (m.lanes == kBatchLanes) {
-                unpack_block(from, m.at + q, to + q, m.lane_stride, kBatchLanes);
+            if (m.lanes < kBatchLanes) {
+                unpack_block<false>(from, m.at + q, to + q, m.lane_stride, m.lanes);
+            } else if (whole_lines) {
+                unpack_block<true>(from, m.at + q, to + q, m.lane_stride, kBatchLanes);
             } else {
-                unpack_block(from, m.at + q, to + q, m.lane_stride, m.lanes);
+                unpack_block<false>(from, m.at + q, to + q, m.lane_stride, kBatchLanes);
             }
         }
         return;

@@ -11,11 +11,15 @@
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
+constexpr int64_t kRun = 256;             // contiguous floats that a transfer moves at least, if they fit kTransfer
+constexpr int64_t kTransfer = 384 << 10;  // floats that a transfer moves at most, if it is not a single vector of pixels
+constexpr int64_t kStreamed = 2 << 20;    // floats from which on a tensor is written past the caches
+
 struct Slab {
     int64_t lanes, images, channels, height, width;  // of the tensor [images, channels, height, width]
     int64_t pad_top;
     int64_t channel, line;       // strides, in floats
-    int64_t grain;               // lines that one pack moves together, so that narrow images fill whole vectors
+    int64_t grain;               // lines that are packed together
     const int32_t* at;           // [grain * width], where each pixel goes
     const int32_t* holes;        // places of a channel's line that no pixel goes to
     int64_t n_holes;
@@ -27,9 +31,15 @@ struct SlabShape {
     int64_t pixels;              // places in a phase
 };
 
-OW_INLINE int64_t slab_grain(const SlabShape& s) { return most<int64_t>(1, least((kBatchLanes + s.width - 1) / s.width, s.height)); }
 OW_INLINE int64_t slab_channel(const SlabShape& s) { return odd_lines(s.phases * s.pixels * s.lanes); }
 OW_INLINE int64_t slab_line(const SlabShape& s) { return odd_lines(s.channels * slab_channel(s)); }
+
+// Lines that move together: enough for whole vectors of pixels in narrow images, and for runs of memory that make the hardware
+// prefetch.
+OW_INLINE int64_t slab_grain(const SlabShape& s) {
+    const int64_t least_lines = (kBatchLanes + s.width - 1) / s.width, run = (kRun + s.width - 1) / s.width;
+    return most<int64_t>(1, least(most(least_lines, least(run, kTransfer / slab_line(s))), s.height));
+}
 OW_INLINE int64_t slab_table_bytes(const SlabShape& s) { return (slab_grain(s) * s.width + s.phases * s.pixels) * 4 + 128; }
 
 OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
@@ -57,7 +67,7 @@ OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::mem
 // Padded lines [from, to) of the images of panel `panel`, to `lines`.
 void pack_lines(const Slab& s, const float* x, int64_t panel, int64_t from, int64_t to, float* lines) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
-    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped};
+    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false};
     while (from < to) {
         float* base = lines + (from - first) * s.line;
         const int64_t h = from - s.pad_top;
@@ -84,7 +94,7 @@ void pack_lines(const Slab& s, const float* x, int64_t panel, int64_t from, int6
 // The pixels of padded lines [from, to), back to the tensor.
 void unpack_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, float* y) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
-    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped};
+    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, s.images * s.channels * plane >= kStreamed};
     from = most(from, s.pad_top);
     to = least(to, s.pad_top + s.height);
     while (from < to) {

@@ -26,6 +26,23 @@ typedef float QuadInMemory __attribute__((vector_size(16), aligned(4), may_alias
 
 OW_INLINE Vec load(const float* from) { return *reinterpret_cast<const VecInMemory*>(from); }
 OW_INLINE void store(float* to, Vec v) { *reinterpret_cast<VecInMemory*>(to) = v; }
+// A store that does not bring the line into the caches first; `to` is aligned to the vector.  drain_streams() orders them.
+OW_INLINE void stream(float* to, Vec v) {
+#if defined(__AVX512F__)
+    __builtin_ia32_movntps512(to, v);
+#elif defined(__AVX2__)
+    __builtin_ia32_movntps256(to, v);
+#elif defined(__SSE__)
+    __builtin_ia32_movntps(to, v);
+#else
+    *reinterpret_cast<Vec*>(to) = v;
+#endif
+}
+OW_INLINE void drain_streams() {
+#if defined(__SSE__)
+    __builtin_ia32_sfence();
+#endif
+}
 OW_INLINE Vec broadcast(float x) { return x - Vec{}; }
 
 template <typename T>
