@@ -78,9 +78,9 @@ class Pattern:
     @property
     def positions(self) -> Tensor:
         """int64 ``[K, h]``: the flat position ``row * C + column`` of every stored value, -1 for padding."""
-        rows = self.rows.long()[self.group_of_column]
-        flat = rows * self.shape[1] + self.cols.long()[:, None]
-        return flat.masked_fill_(rows < 0, -1)
+        flat = self.rows.long()[self.group_of_column]
+        padding = flat < 0
+        return flat.mul_(self.shape[1]).add_(self.cols[:, None]).masked_fill_(padding, -1)
 
     def pack(self, dense: Tensor) -> Tensor:
         """Take the active weights of ``dense`` (``[R, C]`` or any shape that flattens to it) as values ``[K, h]``."""
@@ -190,8 +190,11 @@ def carry(old: Pattern, new: Pattern) -> tuple[Tensor, Tensor]:
     after = new.positions.cpu().numpy().ravel()
     order = np.argsort(before, kind="stable")
     ranked = before[order]
-    at = np.searchsorted(ranked, after).clip(max=max(0, len(ranked) - 1))
+    del before  # a topology update has a budget, and these arrays are its largest
+    at = np.searchsorted(ranked, after)
+    np.minimum(at, max(0, len(ranked) - 1), out=at)
     found = (after >= 0) & (ranked[at] == after) if len(ranked) else np.zeros(len(after), dtype=bool)
+    del ranked, after
     source = torch.from_numpy(order[at[found]])
     target = torch.from_numpy(np.flatnonzero(found))
     return source.to(new.device), target.to(new.device)

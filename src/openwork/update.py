@@ -90,7 +90,7 @@ class SparseLayer:
             rows = consecutive_rows(self.shape[0], 1)
             now = Pattern(self.shape, rows, torch.zeros(len(rows) + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
         assert self.module.collector is not None
-        chunks = self.module.collector.gradient_chunks(now.rows, TOPOLOGY_BUDGET // 16)
+        chunks = self.module.collector.gradient_chunks(now.rows, TOPOLOGY_BUDGET // 48)
         return layout.best_inactive(now, kept, ((first, chunk.cpu()) for first, chunk in chunks), n)
 
     def norms(self) -> tuple[Tensor, Tensor]:
@@ -124,14 +124,21 @@ class SparseLayer:
     def _stored(self) -> Tensor:
         return (self.now.rows >= 0)[self.now.group_of_column]
 
+    def _judged(self, pattern: Pattern, proposal: Proposal) -> np.ndarray:
+        """What ``proposal.keep`` has a score for: active weights or active atoms."""
+        if proposal.refit is None:
+            return self.layout.atoms(pattern).numpy()
+        at = pattern.positions.numpy()
+        return at[at >= 0]
+
     def _change(self, proposal: Proposal, old: Pattern, new: Pattern, survivors: int) -> Change:
-        keep = proposal.keep.double().numpy()
-        ids = [
-            (p.positions[p.positions >= 0] if proposal.refit is not None else self.layout.atoms(p)).numpy() for p in (old, new)
-        ]
-        fell = ~member(ids[0], np.sort(ids[1]))
+        keep = proposal.keep.numpy()
+        after = self._judged(new, proposal)
+        after.sort()
+        fell = ~member(self._judged(old, proposal), after)
+        del after
         fell[lowest(keep, proposal.n_drop)] = False
         size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
-        mass = float(keep.sum())
-        evicted_mass = float(keep[fell].sum()) / mass if mass > 0 else 0.0
+        mass = float(keep.sum(dtype=np.float64))
+        evicted_mass = float(keep[fell].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
         return Change(old.nnz - survivors, new.nnz - survivors, int(fell.sum()) * size, evicted_mass)

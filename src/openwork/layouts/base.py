@@ -221,6 +221,10 @@ class AtomLayout(Layout):
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
+        return self.build(now.shape, self._fill(now.shape, proposal.count, self._ranked(now, proposal)), now.rows)
+
+    def _ranked(self, now: Pattern, proposal: Proposal) -> np.ndarray:
+        """Kept atoms, fresh ones and dropped ones, each best first."""
         active = self.atoms(now).numpy()
         dropped = np.zeros(len(active), dtype=bool)
         if proposal.refit is not None:
@@ -236,8 +240,7 @@ class AtomLayout(Layout):
             fresh = self._candidates(now, proposal.grow, np.sort(active), np.sort(kept))
         fallen = active[dropped][_descending(keep[dropped])]
         fallen = fallen[~member(fallen, np.sort(fresh))]
-        ids = self._fill(now.shape, proposal.count, np.concatenate([kept, fresh, fallen]))
-        return self.build(now.shape, ids, now.rows)
+        return np.concatenate([kept, fresh, fallen])
 
     def _candidates(self, now: Pattern, grow: Scores, active: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Ids that may grow, best first."""
@@ -321,12 +324,15 @@ class RefitLayout(Layout):
         if proposal.refit is None:
             return self.project(now, self.spread(now, proposal), proposal.count, regroup=False)
         weights = settle(now, proposal, self.block)
-        at = now.positions.numpy()
-        unmoved = np.array_equal(weights.flat, at[at >= 0])
-        if unmoved and self.weights_of(now.shape, proposal.count) == now.nnz:
+        if _unmoved(now, weights) and self.weights_of(now.shape, proposal.count) == now.nnz:
             # Re-forming units where nothing was dropped would only let kept weights fall.
             return now
         return self.project(now, weights, proposal.count, regroup=proposal.refit.regroup)
+
+
+def _unmoved(now: Pattern, weights: Weights) -> bool:
+    at = now.positions.numpy()
+    return np.array_equal(weights.flat, at[at >= 0])
 
 
 def fit_units(shape: tuple[int, int], density: float, units: int, weights_of: Callable[[int], int]) -> int:

@@ -42,13 +42,14 @@ def group_rows(flat: np.ndarray, shape: tuple[int, int], height: int, *, q: floa
 
 def intersections(flat: np.ndarray, shape: tuple[int, int], rows: range, budget: int) -> np.ndarray:
     """float32 ``[len(rows), len(rows)]``: common non-zero columns of every two rows, as one mask product in column chunks."""
-    row, col = np.divmod(flat, shape[1])
-    inside = (row >= rows.start) & (row < rows.stop)
-    row, col = row[inside] - rows.start, col[inside]
+    inside = flat[(flat >= rows.start * shape[1]) & (flat < rows.stop * shape[1])]
+    # Column by column; 4 bytes are enough for either index.
+    row, col = (part.astype(np.int32) for part in np.divmod(inside, shape[1]))
     order = np.argsort(col, kind="stable")
-    row, col = row[order], col[order]
+    row, col = row[order] - rows.start, col[order]
+    del inside, order
     common = torch.zeros(len(rows), len(rows))
-    width = max(1, min(shape[1], budget // (16 * len(rows))))
+    width = max(1, min(shape[1], budget // (32 * len(rows))))
     for first in range(0, shape[1], width):
         lo, hi = np.searchsorted(col, [first, first + width])
         mask = torch.zeros(len(rows), min(width, shape[1] - first))

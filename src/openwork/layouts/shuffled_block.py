@@ -188,8 +188,8 @@ class _ColumnRanking:
         group = group_of_row[weights.flat // shape[1]]
         order = np.argsort(group, kind="stable")
         self.group, self.col, self.score = group[order], (weights.flat % shape[1])[order], weights.score[order]
-        # Scores, their order and a sorted copy, 8 bytes each, within a quarter of the budget.
-        self.step = max(1, TOPOLOGY_BUDGET // (4 * 24 * max(1, shape[1])))
+        # Scores, their order and a sorted copy, 8 bytes each, within an eighth of the budget.
+        self.step = max(1, TOPOLOGY_BUDGET // (8 * 24 * max(1, shape[1])))
 
     def chunks(self, groups: range) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (first group, column order ``[g, C]``, l1 norm of each run of ``width`` columns ``[g, T]``)."""

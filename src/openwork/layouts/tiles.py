@@ -102,7 +102,10 @@ class TileLayout(AtomLayout):
         """Tiles of a group in ascending order."""
         ids = np.sort(ids)
         _, tiles = self._grid(shape)
-        group, tile = ids // tiles, ids % tiles
+        group, tile = np.divmod(ids, tiles)
+        if self._n == 1:
+            offsets = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=rows.shape[0]))])
+            return Pattern(shape, rows, torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(tile.astype(np.int32)))
         width = np.minimum(self._n, shape[1] - tile * self._n)
         starts = np.cumsum(width) - width
         cols = np.repeat(tile * self._n - starts, width) + np.arange(int(width.sum()))
@@ -119,6 +122,8 @@ class TileLayout(AtomLayout):
 
     def atoms(self, now: Pattern) -> Tensor:
         """Tile ids in storage order."""
+        if self._n == 1:
+            return (now.group_of_column * now.shape[1]).add_(now.cols)
         return torch.from_numpy(self._heads(now)[1])
 
     def atoms_at(self, rows: Tensor, shape: tuple[int, int], flat: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ BAD = [
     ({"sparsity": 1 - 1e-9}, r"sparsity=0\.999999999"),
     ({"layout": "blocks(2)"}, r"layout='blocks\(2\)'.*Block, OutVector"),
     ({"layout": 4}, r"layout=4.*Block"),
-    ({"layout": "block(2)"}, r"layout='block\(2\)'"),
+    ({"layout": "block()"}, r"layout='block\(\)'"),
     ({"layout": ow.layouts.Block}, r"layout=<class"),
     ({"layout": ow.methods.Static()}, r"layout=Static\(\)"),
     ({"layout": "block(64, 64)"}, r"Block\(m=64, n=64\).*12"),
