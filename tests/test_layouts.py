@@ -265,9 +265,12 @@ def test_sizes_must_be_positive_integers(bad):
     for make in (lambda: Block(bad, 4), lambda: ShuffledBlock(bad, 4)):
         with pytest.raises(ValueError, match=f"m={bad!r}"):
             make()
-    for make in (lambda: Block(4, bad), lambda: ShuffledBlock(4, bad)):
+    for kind in (Block, ShuffledBlock):
+        if bad is None:
+            assert kind(4, bad).block == (4, 4)
+            continue
         with pytest.raises(ValueError, match=f"n={bad!r}"):
-            make()
+            kind(4, bad)
     with pytest.raises(ValueError, match=f"v={bad!r}"):
         OutVector(bad)
 

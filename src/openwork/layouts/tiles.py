@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import AtomLayout
+from openwork.layouts.atoms import AtomLayout
 from openwork.pattern import Pattern, consecutive_rows
 
 

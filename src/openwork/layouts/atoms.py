@@ -1,0 +1,239 @@
+"""Layouts with fixed atoms: a partition matroid, on which taking the best first is exact."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, fit_units, matrix
+from openwork.layouts.settle import Weights, settle
+from openwork.pattern import Pattern
+from openwork.scores import Proposal, Scores, highest, lowest, member
+
+
+class AtomLayout(Layout):
+    """A layout with fixed atoms whose units are its atoms.
+
+    Atoms fall in classes with a capacity each (a partition matroid), so that taking the best first is exact.
+    """
+
+    @abstractmethod
+    def classes(self, shape: tuple[int, int], ids: np.ndarray) -> np.ndarray:
+        """The capacity class of each atom, counted from 0."""
+
+    @abstractmethod
+    def limits(self, shape: tuple[int, int], count: int) -> np.ndarray:
+        """How many atoms of each class a pattern of ``count`` atoms holds."""
+
+    @abstractmethod
+    def members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
+        """The atoms of these ranks within capacity class ``kind``."""
+
+    @abstractmethod
+    def weights_of(self, shape: tuple[int, int], count: int) -> int:
+        """Weights in a pattern of ``count`` atoms."""
+
+    @abstractmethod
+    def total_atoms(self, shape: tuple[int, int]) -> int:
+        """All atoms of a matrix."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, int], ids: np.ndarray, rows: Tensor) -> Pattern:
+        """The pattern of these atoms (any order) over row groups ``rows``."""
+
+    @abstractmethod
+    def rows(self, shape: tuple[int, int]) -> Tensor:
+        """The row groups that a layer starts with."""
+
+    @abstractmethod
+    def atoms_at(self, rows: Tensor, shape: tuple[int, int], flat: np.ndarray) -> np.ndarray:
+        """The atom that holds each flat position."""
+
+    @abstractmethod
+    def pool_chunk(self, now: Pattern, first: int, scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """``(ids, mean score)`` of all atoms in the row groups from ``first`` on, given element scores ``[g, h, C]``."""
+
+    @final
+    def n_atoms(self, now: Pattern) -> int:
+        """All atoms of the layer's matrix."""
+        return self.total_atoms(now.shape)
+
+    @final
+    def fit(self, dims: Dims, density: float) -> int:
+        """Atoms: the fewest whose weights reach the canonical count."""
+        shape = matrix(dims)
+        return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
+
+    @final
+    def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
+        """Atoms drawn uniformly."""
+        shape = matrix(dims)
+        empty = self.build(shape, np.empty(0, dtype=np.int64), self.rows(shape))
+        drawn = _ids(self.sample_inactive(empty, count, generator))
+        return self.build(shape, self._fill(shape, count, drawn), empty.rows)
+
+    @final
+    def sample_inactive(self, now: Pattern, n: int, generator: torch.Generator) -> Scores:
+        """Ranks among the inactive are drawn and turned into ids: O(n log n), nothing of the size of the matrix."""
+        active = np.sort(self.atoms(now).numpy())
+        free = self.total_atoms(now.shape) - len(active)
+        ranks = draw_distinct(free, min(n, free), generator)
+        # The r-th inactive id is r plus the number of active ids before it.
+        ids = ranks + np.searchsorted(active - np.arange(len(active)), ranks, side="right")
+        ids = np.concatenate([ids, *self._of_each_class(now.shape, active, ids, n, generator)])
+        value = torch.arange(len(ids), 0, -1, dtype=torch.float64)
+        return Scores(value, torch.from_numpy(ids))
+
+    def _of_each_class(
+        self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
+    ) -> Iterable[np.ndarray]:
+        """``n`` inactive atoms of every class, or what is dropped in one class and drawn in another would move nothing."""
+        sizes = self.limits(shape, self.total_atoms(shape))
+        if len(sizes) == 1:
+            return
+        held = np.bincount(self.classes(shape, active), minlength=len(sizes))
+        taken = np.sort(np.concatenate([active, drawn]))
+        for kind, size in enumerate(sizes):
+            ranks = draw_distinct(int(size), min(int(size), n + int(held[kind])), generator)
+            ids = self.members(shape, kind, ranks)
+            ids = ids[~member(ids, active)][:n]
+            yield ids[~member(ids, taken)]
+
+    @final
+    def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
+        """A running top-``n`` for every class."""
+        fixed = np.sort(kept.numpy())
+        limits = self.limits(now.shape, self.total_atoms(now.shape))
+        best, ids = np.empty(0), np.empty(0, dtype=np.int64)
+        for first, scores in chunks:
+            at, value = self.pool_chunk(now, first, scores)
+            fresh = ~member(at, fixed)
+            ids = np.concatenate([ids, at[fresh]])
+            best = np.concatenate([best, value[fresh]])
+            # A class may need up to n of its own, whatever the others offer.
+            top = _best_of_classes(ids, best, self.classes(now.shape, ids), np.minimum(limits, n))
+            ids, best = ids[top], best[top]
+        return Scores(torch.from_numpy(best), torch.from_numpy(ids))
+
+    @final
+    def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
+        """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
+        return self.build(now.shape, self._fill(now.shape, proposal.count, self._ranked(now, proposal)), now.rows)
+
+    def _ranked(self, now: Pattern, proposal: Proposal) -> np.ndarray:
+        """Kept atoms, fresh ones and dropped ones, each best first."""
+        active = self.atoms(now).numpy()
+        dropped = np.zeros(len(active), dtype=bool)
+        if proposal.refit is not None:
+            keep, going, fresh = self._in_atoms(now, active, settle(now, proposal, self.block))
+            dropped[going] = True
+            kept = active[~dropped][_descending(keep[~dropped])]
+        else:
+            keep = _numpy(proposal.keep)
+            if len(keep) != len(active):
+                raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
+            dropped[lowest(keep, proposal.n_drop)] = True
+            kept = active[~dropped][_descending(keep[~dropped])]
+            fresh = self._candidates(now, proposal.grow, np.sort(active), np.sort(kept))
+        fallen = active[dropped][_descending(keep[dropped])]
+        fallen = fallen[~member(fallen, np.sort(fresh))]
+        return np.concatenate([kept, fresh, fallen])
+
+    def _candidates(self, now: Pattern, grow: Scores, active: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Ids that may grow, best first."""
+        if grow.ids is None:
+            ids = np.setdiff1d(np.arange(self.total_atoms(now.shape)), active, assume_unique=True)
+            if len(grow.value) != len(ids):
+                raise LayoutError(f"grow has {len(grow.value)} scores, the layer has {len(ids)} inactive atoms")
+        else:
+            ids = _ids(grow)
+        order = _descending(_numpy(grow.value))
+        ranked = ids[order]
+        return ranked[(ranked >= 0) & ~member(ranked, kept)]
+
+    def _in_atoms(self, now: Pattern, active: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Settled weights as whole atoms: a score for each active one, which of them go, which others come, best first.
+
+        As many atoms go as hold the number of lost weights.  If fresh and active atoms were ranked together by their sums, a
+        fixed tile with its few new weights would hardly ever win and the topology would freeze.
+        """
+        ids, inverse = np.unique(self.atoms_at(now.rows, now.shape, weights.flat), return_inverse=True)
+        score = np.bincount(inverse, weights=weights.score, minlength=len(ids))
+        ranked = np.sort(active)
+        new = ~member(ids, ranked)
+        fresh = ids[new][_descending(score[new])]
+        keep = np.zeros(len(active))
+        held = member(active, ids)
+        keep[held] = score[np.searchsorted(ids, active[held])]
+        at = now.positions.numpy()
+        lost = int((~member(at[at >= 0], np.sort(weights.flat))).sum())
+        n_drop = max(min(lost, 1), round(lost * len(active) / max(1, now.nnz)))
+        # An atom goes only where one of its class may come.
+        movable = np.flatnonzero(np.isin(self.classes(now.shape, active), self.classes(now.shape, fresh)))
+        return keep, movable[lowest(keep[movable], n_drop)], fresh
+
+    def _fill(self, shape: tuple[int, int], count: int, ranked: np.ndarray) -> np.ndarray:
+        """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
+        limits = self.limits(shape, count)
+        chosen = _first_of_classes(ranked, self.classes(shape, ranked), limits)
+        missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
+        if missing.any():
+            # With one class the lowest free ids lie among the first few; with more, all have to be looked at.
+            span = self.total_atoms(shape) if len(limits) > 1 else len(chosen) + int(missing[0])
+            rest = np.setdiff1d(np.arange(span), chosen, assume_unique=True)
+            extra = _first_of_classes(rest, self.classes(shape, rest), missing)
+            chosen = np.concatenate([chosen, extra])
+        return chosen
+
+    @final
+    def check(self, pattern: Pattern, count: int) -> None:
+        """Whole atoms, as many of each class as the count says."""
+        pattern.validate()
+        if not torch.equal(pattern.rows, self.rows(pattern.shape)):
+            raise LayoutError(f"the pattern is not one of {self!r}: its row groups differ")
+        ids = self.atoms(pattern).numpy()
+        rebuilt = self.build(pattern.shape, ids, pattern.rows)
+        if not np.array_equal(np.sort(pattern.positions.numpy().ravel()), np.sort(rebuilt.positions.numpy().ravel())):
+            raise LayoutError(f"the pattern is not one of {self!r}: an atom is only partly active")
+        held = np.bincount(self.classes(pattern.shape, ids), minlength=len(self.limits(pattern.shape, count)))
+        if not np.array_equal(held, self.limits(pattern.shape, count)):
+            raise LayoutError(f"the pattern holds {len(ids)} atoms of {self!r}, not {count}")
+
+
+def _ids(scores: Scores) -> np.ndarray:
+    if scores.ids is None:
+        raise LayoutError("these scores carry no ids")
+    return scores.ids.numpy()
+
+
+def _numpy(score: Tensor) -> np.ndarray:
+    return score.detach().cpu().numpy()
+
+
+def _descending(score: np.ndarray) -> np.ndarray:
+    return np.argsort(-score, kind="stable")
+
+
+def _first_of_classes(ranked: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Of every class the first ``limits[class]`` entries of ``ranked``, in their order."""
+    if len(limits) == 1:
+        return ranked[: limits[0]]
+    order = np.argsort(classes, kind="stable")
+    sizes = np.bincount(classes, minlength=len(limits))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank = np.empty(len(ranked), dtype=np.int64)
+    rank[order] = np.arange(len(ranked)) - np.repeat(starts, sizes)
+    return ranked[rank < limits[classes]]
+
+
+def _best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Indices of the ``limits[class]`` highest scores of every class, ties by lowest id."""
+    if len(limits) == 1:
+        return highest(score, limits[0])
+    order = np.lexsort((ids, -score))
+    return np.sort(_first_of_classes(order, classes[order], limits))
