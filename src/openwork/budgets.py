@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from numbers import Real
 
 Shapes = Mapping[str, tuple[int, ...]]
 Densities = dict[str, float]
@@ -59,6 +61,46 @@ def erk(shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = 
 BUDGETS: dict[str, Budget] = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erk}
 
 
+def densities_of(
+    shapes: Shapes,
+    sparsity: float,
+    budget: str | Budget | Mapping[str, float],
+    densities: Mapping[str, float] | None,
+) -> Densities:
+    """What a user's ``budget`` and ``densities`` come to, layer by layer.
+
+    Args:
+        shapes: layer name -> shape of its dense weight.
+        sparsity: share of zeros over all layers.
+        budget: a name, a function ``(shapes, sparsity, fixed=...) -> densities``, or densities by layer name or glob.
+        densities: those fixed by the user, by name or glob; the budget sees to the others.
+
+    Raises:
+        ValueError: an unknown name, a glob that matches nothing, or a sparsity that cannot be met.
+        TypeError: ``budget`` is none of the three, or a density is no number.
+    """
+    fixed = _by_glob("densities", densities or {}, list(shapes))
+    if isinstance(budget, str):
+        if budget not in BUDGETS:
+            raise ValueError(f"budget={budget!r} is unknown; known: {', '.join(BUDGETS)}")
+        return BUDGETS[budget](shapes, sparsity, fixed=fixed)
+    if isinstance(budget, Mapping):
+        shares = {**_by_glob("budget", budget, list(shapes)), **fixed}
+        return BUDGETS["uniform"](shapes, sparsity, fixed=shares)
+    if not callable(budget):
+        raise TypeError(f"budget={budget!r} must be one of {', '.join(BUDGETS)}, a function, or densities by name or glob")
+    shares = dict(budget(shapes, sparsity, fixed=fixed))
+    wrong = [name for name in shapes if not 0.0 <= shares.get(name, -1.0) <= 1.0]
+    if wrong:
+        raise ValueError(f"budget={budget!r} gave no density in [0, 1] for {', '.join(wrong)}")
+    return shares
+
+
+def is_number(value: object) -> bool:
+    """A real number that is no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _shared(
     shapes: Shapes, sparsity: float, fixed: Mapping[str, float] | None, ratio: Callable[[tuple[int, ...]], float]
 ) -> Densities:
@@ -104,3 +146,16 @@ def _check(shapes: Shapes, sparsity: float, fixed: Mapping[str, float] | None) -
             raise BudgetError(f"fixed names {name!r}, which is no layer; layers: {', '.join(shapes)}")
         if not 0.0 <= density <= 1.0:
             raise BudgetError(f"fixed density {density!r} of {name!r} must lie in [0, 1]")
+
+
+def _by_glob(argument: str, given: Mapping[str, float], names: list[str]) -> Densities:
+    """Densities by layer name, from names or globs; later entries win."""
+    found: Densities = {}
+    for glob, density in given.items():
+        if not is_number(density):
+            raise TypeError(f"{argument} gives {density!r} to {glob!r}; a density is a number in [0, 1]")
+        matched = [name for name in names if fnmatchcase(name, glob)]
+        if not matched:
+            raise ValueError(f"{argument} names {glob!r}, which matches no sparse layer; layers: {', '.join(names)}")
+        found.update(dict.fromkeys(matched, float(density)))
+    return found

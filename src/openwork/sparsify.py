@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from numbers import Real
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from torch import nn
 
 from openwork import layouts as layouts_package
 from openwork import methods as methods_package
-from openwork.budgets import BUDGETS, Budget
+from openwork.budgets import Budget, densities_of, is_number
 from openwork.evidence import Collector
 from openwork.kernels import choose
 from openwork.layouts import Layout
@@ -241,7 +239,7 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be a torch.nn.Module")
-    if not _is_number(sparsity) or not 0.0 < sparsity < 1.0:
+    if not is_number(sparsity) or not 0.0 < sparsity < 1.0:
         raise ValueError(f"sparsity={sparsity!r} must be a number strictly between 0 and 1")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} must be an integer")
@@ -251,7 +249,7 @@ def sparsify(
     order = [name for name, module in model.named_modules() if name in dense_layers or name in left]
     modules = dict(model.named_modules())
     shapes = {name: tuple(module.weight.shape) for name, module in dense_layers.items()}
-    shares = _densities(shapes, float(sparsity), budget, densities)
+    shares = densities_of(shapes, float(sparsity), budget, densities)
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, SparseLayer] = {}
     for name, module in dense_layers.items():
@@ -264,43 +262,3 @@ def sparsify(
         layers[name] = SparseLayer(name, sparse, layout, count, shares[name], generator)
     swap(model, {dense_layers[name]: layer.module for name, layer in layers.items()})
     return Sparsity(layers, method, generator, {name: (modules[name], reason) for name, reason in left.items()}, order)
-
-
-def _densities(
-    shapes: dict[str, tuple[int, ...]],
-    sparsity: float,
-    budget: str | Budget | Mapping[str, float],
-    densities: Mapping[str, float] | None,
-) -> dict[str, float]:
-    fixed = _by_glob("densities", densities or {}, list(shapes))
-    if isinstance(budget, str):
-        if budget not in BUDGETS:
-            raise ValueError(f"budget={budget!r} is unknown; known: {', '.join(BUDGETS)}")
-        return BUDGETS[budget](shapes, sparsity, fixed=fixed)
-    if isinstance(budget, Mapping):
-        shares = {**_by_glob("budget", budget, list(shapes)), **fixed}
-        return BUDGETS["uniform"](shapes, sparsity, fixed=shares)
-    if not callable(budget):
-        raise TypeError(f"budget={budget!r} must be one of {', '.join(BUDGETS)}, a function, or densities by name or glob")
-    shares = dict(budget(shapes, sparsity, fixed=fixed))
-    wrong = [name for name in shapes if not 0.0 <= shares.get(name, -1.0) <= 1.0]
-    if wrong:
-        raise ValueError(f"budget={budget!r} gave no density in [0, 1] for {', '.join(wrong)}")
-    return shares
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _by_glob(argument: str, given: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    """Densities by layer name, from names or globs; later entries win."""
-    found: dict[str, float] = {}
-    for glob, density in given.items():
-        if not _is_number(density):
-            raise TypeError(f"{argument} gives {density!r} to {glob!r}; a density is a number in [0, 1]")
-        matched = [name for name in names if fnmatchcase(name, glob)]
-        if not matched:
-            raise ValueError(f"{argument} names {glob!r}, which matches no sparse layer; layers: {', '.join(names)}")
-        found.update(dict.fromkeys(matched, float(density)))
-    return found
