@@ -69,8 +69,8 @@ def check_resume(layout, method, backend, optimizer, cuts):
 @pytest.mark.parametrize("method", METHODS, ids=lambda make: make.label)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resume_is_exact_for_every_combination(layout, method, backend):
-    # Right before a topology step (2, 4), right after one, and between, each with another order of loading.
-    cuts = [(cut, ORDERS[cut % len(ORDERS)], bool(cut % 2)) for cut in (0, 2, 3, 4, 5)]
+    # Right before a topology step (2) and right after one (3, 5), each with another order of loading.
+    cuts = [(cut, ORDERS[cut % len(ORDERS)], bool(cut % 2)) for cut in (2, 3, 5)]
     check_resume(layout, method, backend, "sgd", cuts)
 
 
@@ -78,7 +78,7 @@ def test_resume_is_exact_for_every_combination(layout, method, backend):
 @pytest.mark.parametrize("method", [make for make in METHODS if make.label in ("SET()", "DSB()")], ids=lambda make: make.label)
 def test_resume_is_exact_in_every_order_from_every_step(method, order):
     layout = next(layout for layout in LAYOUTS if type(layout).__name__ == "ShuffledBlock")
-    cuts = [(cut, order, attached) for cut in range(LENGTH) for attached in (True, False)]
+    cuts = [(cut, order, attached_first) for attached_first in (True, False) for cut in range(attached_first, LENGTH, 2)]
     check_resume(layout, method, BACKENDS[-1], "adam", cuts)
 
 
