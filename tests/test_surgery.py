@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import openwork as ow
+from openwork.nn import dense_view
 
 
 def sparse(model, *, sparsity=0.6, layout="block(2, 2)", method="static", kernel="reference", **options):
@@ -405,13 +406,20 @@ def test_a_whole_run_can_be_copied():
         assert torch.equal(a, b)
 
 
-def test_the_weight_property_is_a_dense_copy():
-    from openwork.nn import base
-
-    base._warn_dense.cache_clear()
-    model = nn.Sequential(nn.Linear(8, 8))
+def test_a_weight_is_free_to_look_at_and_dense_to_compute_with():
+    dense_view._warn_dense.cache_clear()
+    model = nn.Sequential(nn.Linear(8, 6))
     sparse(model)
-    with pytest.warns(UserWarning, match="dense copy"):
-        weight = model[0].weight
-    assert weight.shape == (8, 8)
-    assert torch.equal(model[0].weight, model[0].pattern.unpack(model[0].values))
+    weight = model[0].weight
+    assert (weight.shape, weight.dtype, weight.device) == ((6, 8), torch.float32, torch.device("cpu"))
+    assert (weight.size(1), weight.dim(), weight.numel(), len(weight), weight.requires_grad) == (8, 2, 48, 6, True)
+    with pytest.warns(UserWarning, match="SparseLinear.weight unpacks"):
+        doubled = weight * 2
+    expected = model[0].dense_weight()
+    assert torch.equal(doubled, expected * 2)
+    assert torch.equal(weight, expected)
+    assert type(weight.detach()) is torch.Tensor
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(F.linear(x, weight, model[0].bias), model(x))
+    weight.sum().backward()
+    assert torch.equal(model[0].values.grad, torch.ones_like(model[0].values))

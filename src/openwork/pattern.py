@@ -94,9 +94,10 @@ class Pattern:
         if tuple(values.shape) != self.value_shape:
             raise PatternError(f"values have shape {tuple(values.shape)}, this pattern stores {self.value_shape}")
         at = self.positions
-        real = at >= 0
-        dense = values.new_zeros(self.shape[0] * self.shape[1])
-        return dense.index_put((at[real],), values[real]).view(self.shape)
+        size = self.shape[0] * self.shape[1]
+        # One place too many takes the padding: picking the others out would give a size that no compiler knows.
+        dense = values.new_zeros(size + 1).index_put((at.where(at >= 0, size),), values)
+        return dense[:size].view(self.shape)
 
     def mask(self) -> Tensor:
         """bool ``[R, C]``, True where a weight is active; allocates all of it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from openwork.evidence import Collector
 from openwork.kernels import choose
+from openwork.nn.dense_view import DenseView
 from openwork.pattern import Pattern, PatternError, same_pattern
 
 _INDEX = ("rows", "offsets", "cols")
@@ -59,12 +58,12 @@ class SparseModule(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """A dense copy of the weight, for code that insists on one; allocates ``R x C`` numbers at every access.
+        """The dense weight, for code that insists on one: free to look at, unpacked (with a warning) when computed with.
 
-        Warns once.  Writing to the copy changes nothing.
+        Writing to it changes nothing.
         """
-        _warn_dense(type(self).__name__)
-        return self.dense_weight()
+        # A compiler traces through the copy, and leaves it out where nothing computes with it.
+        return self.dense_weight() if torch.compiler.is_compiling() else DenseView(self)
 
     def dense_weight(self) -> Tensor:
         """The weight in the shape of the dense module's; allocates all of it, and is differentiable in ``values``."""
@@ -152,8 +151,3 @@ def _observe(module: SparseModule, x: Tensor, collector: Collector) -> Tensor:
         seen = x.detach().to(module.values.dtype)
         out.register_hook(lambda g: collector.record(seen, g.detach().to(seen.dtype)))
     return out
-
-
-@functools.cache
-def _warn_dense(name: str) -> None:
-    warnings.warn(f"{name}.weight unpacks the sparse weight to a dense copy at every access", stacklevel=3)
