@@ -110,7 +110,7 @@ def reference_erk(shapes, sparsity):
         rhs = sum(size[name] - zeros[name] for name in rest) - sum(zeros[name] for name in dense)
         eps = rhs / sum(raw[name] * size[name] for name in rest)
         top = max(raw[name] for name in rest)
-        if eps * top <= 1:
+        if eps * top <= 1 + 1e-12:  # a whole layer, but for rounding
             return {name: 1.0 if name in dense else eps * raw[name] for name in shapes}
         dense |= {name for name in rest if raw[name] == top}
 
