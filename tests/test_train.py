@@ -238,7 +238,7 @@ def test_defaults_of_one_class_are_not_mixed_into_another():
         (["--sparsity", "1.5"], "sparsity=1.5 must lie in [0, 1)"),
         (["--epochs", "0"], "epochs=0 must be at least 1"),
         (["--layout", "nonsense"], "layout='nonsense' is unknown; known:"),
-        (["--layout", "block(4)"], "layout='block(4)' does not fit Block"),
+        (["--layout", "out_vector()"], "layout='out_vector()' does not fit OutVector"),
         (["--method.drop_fraction", "2"], "drop_fraction=2.0 must be a number strictly between 0 and 1"),
         (["--batch_size", "2000"], "batch_size=2000 must be at most the number of training images, 1437"),
         (["--model", "CifarResNet"], "model=CifarResNet does not take images of shape (1, 8, 8)"),

@@ -108,7 +108,7 @@ def test_choosing_a_backend():
     assert choose("cpu", torch.float64, "reference") == "reference"
     with pytest.raises(ValueError, match="kernel='mkl' must be one of reference, cpu"):
         choose("cpu", torch.float32, "mkl")
-    with pytest.raises(ValueError, match="got torch.float16"):
+    with pytest.raises(ValueError, match=r"got torch.float16"):
         choose("cpu", torch.float16, "cpu")
 
 
