@@ -1,8 +1,11 @@
 """What PyTorch asks of an operator: exact gradients, fake kernels, tracing."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from problems import random_pattern, random_values
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openwork.kernels import ops
 from openwork.nn import SparseConv2d, SparseLinear
@@ -87,3 +90,37 @@ def test_compiled_model_is_the_same_model(height):
         results.append([out, *gradients])
     for eager, traced in zip(*results, strict=True):
         torch.testing.assert_close(eager, traced)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_second_derivatives_are_refused(kernel):
+    pattern = random_pattern(6, 18, 4, 0.5)
+    x, values = torch.randn(4, 18, requires_grad=True), random_values(pattern).requires_grad_()
+    (dx,) = torch.autograd.grad(ops.linear(x, values, pattern, None, kernel).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        dx.sum().backward()
+
+
+@heights
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_the_short_way_is_the_operator(height, kernel):
+    """Eager calls go round the dispatcher; a dispatch mode, like a tracer, still sees operators, and gets the same numbers."""
+    pattern, window = random_pattern(6, 18, height, 0.5), WINDOWS[1]
+    values, bias = random_values(pattern).requires_grad_(), torch.randn(6, requires_grad=True)
+    x = torch.randn(2, 2, 5, 6, requires_grad=True)
+    seen, results = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    for watch in (nullcontext(), Watch()):
+        with watch:
+            out = ops.conv2d(x, values, pattern, bias, **window, kernel=kernel)
+            flat = ops.linear(x.flatten(1)[:, :18], values, pattern, bias, kernel)
+            gradients = torch.autograd.grad(out.square().sum() + flat.square().sum(), (x, values, bias))
+        results.append([out, flat, *gradients])
+    names = ("linear", "linear_backward", "conv2d", "conv2d_backward")
+    assert {f"openwork::{name}" for name in names} <= set(seen)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from openwork.kernels import lookup
 from openwork.kernels.window import Pair, Window
@@ -45,7 +46,8 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
     Raises:
         ValueError: a shape, dtype or device does not fit, or the backend does not know them.
     """
-    out: Tensor = torch.ops.openwork.linear(x, values, bias, *_parts(pattern), kernel)
+    arguments = (x, values, bias, *_parts(pattern), kernel)
+    out: Tensor = _Linear.apply(*arguments) if _eager(x) else torch.ops.openwork.linear(*arguments)
     return out
 
 
@@ -81,7 +83,8 @@ def conv2d(
         ValueError: a shape, dtype or device does not fit, the window is larger than the padded image, or the backend does not
             know them.
     """
-    out: Tensor = torch.ops.openwork.conv2d(x, values, bias, *_parts(pattern), kernel_size, stride, padding, dilation, kernel)
+    arguments = (x, values, bias, *_parts(pattern), kernel_size, stride, padding, dilation, kernel)
+    out: Tensor = _Conv2d.apply(*arguments) if _eager(x) else torch.ops.openwork.conv2d(*arguments)
     return out
 
 
@@ -118,6 +121,21 @@ def conv2d_sddmm(
         g, x, None, *_parts(pattern), kernel_size, stride, padding, dilation, size, kernel
     )[1]
     return out
+
+
+def _eager(tensor: Tensor) -> bool:
+    """Whether nothing but autograd watches the call.
+
+    Then the kernels are called by an ``autograd.Function`` with the same formulas; the dispatcher's way through Python twice
+    costs a small layer as much time as its arithmetic.
+    """
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type in ("cpu", "cuda")
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(tensor.device.type)
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 def _parts(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
@@ -276,7 +294,8 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, values, *index = ctx.saved_tensors
     dx = dvalues = dbias = None
     if x is not None or values is not None:
-        both = torch.ops.openwork.linear_backward(g, x, values, *index, ctx.shape, *ctx.rest)
+        backward: Any = torch.ops.openwork.linear_backward if torch.is_grad_enabled() or not _eager(g) else _linear_backward
+        both = backward(g, x, values, *index, ctx.shape, *ctx.rest)
         dx, dvalues = _asked(both, values, x)
     if ctx.needs_input_grad[2]:
         dbias = g.sum(0)
@@ -288,7 +307,8 @@ def _conv2d_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     dx = dvalues = dbias = None
     if x is not None or values is not None:
         *window, kernel = ctx.rest
-        both = torch.ops.openwork.conv2d_backward(g, x, values, *index, ctx.shape, *window, ctx.input_size, kernel)
+        backward: Any = torch.ops.openwork.conv2d_backward if torch.is_grad_enabled() or not _eager(g) else _conv2d_backward
+        both = backward(g, x, values, *index, ctx.shape, *window, ctx.input_size, kernel)
         dx, dvalues = _asked(both, values, x)
     if ctx.needs_input_grad[2]:
         dbias = g.sum((0, 2, 3))
@@ -297,6 +317,22 @@ def _conv2d_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 
 def _asked(both: tuple[Tensor, Tensor], values: Tensor | None, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return None if values is None else both[0], None if x is None else both[1]
+
+
+class _Linear(torch.autograd.Function):
+    forward = staticmethod(_linear)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_linear_gradient)
+
+
+class _Conv2d(torch.autograd.Function):
+    forward = staticmethod(_conv2d)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_conv2d_gradient)
+
+
+def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
+    raise NotImplementedError("sparse layers have no second derivative; densify the model first")
 
 
 for _name, _function, _fake in (
@@ -313,3 +349,5 @@ for _name, _function, _fake in (
 
 torch.library.register_autograd("openwork::linear", _linear_gradient, setup_context=_save, lib=_library)
 torch.library.register_autograd("openwork::conv2d", _conv2d_gradient, setup_context=_save, lib=_library)
+for _name in ("linear_backward", "conv2d_backward"):
+    torch.library.register_autograd(f"openwork::{_name}", _refuse_second_derivative, lib=_library)
