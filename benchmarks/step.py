@@ -104,8 +104,8 @@ def main() -> None:
     for name in names:
         rows += measure(name, TASKS[name], sparsities, arguments.budget, repeats)
     title = f"Training steps, sparse against the fastest dense (medians; budget {arguments.budget}; x = times faster)"
-    file = "step" if arguments.budget == "erk" else f"step-{arguments.budget}"
-    report(file, title, COLUMNS, rows, arguments.output)
+    parts = ["step", *(names if names != list(TASKS) else []), *([] if arguments.budget == "erk" else [arguments.budget])]
+    report("-".join(parts), title, COLUMNS, rows, arguments.output)
 
 
 if __name__ == "__main__":
