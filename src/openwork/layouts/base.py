@@ -146,6 +146,13 @@ def _unmoved(now: Pattern, weights: Weights) -> bool:
     return np.array_equal(weights.flat, at[at >= 0])
 
 
+def check_sizes(**sizes: object) -> None:
+    """Raise ``ValueError``, naming the argument, unless every size is a positive integer."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}={size!r} must be a positive integer")
+
+
 def fit_units(shape: tuple[int, int], density: float, units: int, weights_of: Callable[[int], int]) -> int:
     """The smallest number of units, of ``units`` in all, whose weights reach the canonical count of ``density``."""
     total = shape[0] * shape[1]

@@ -1,5 +1,6 @@
 """Vectors of output channels."""
 
+from openwork.layouts.base import check_sizes
 from openwork.layouts.tiles import TileLayout
 
 
@@ -17,7 +18,6 @@ class OutVector(TileLayout):
     """
 
     def __init__(self, v: int) -> None:
-        if not isinstance(v, int) or v < 1:
-            raise ValueError(f"v={v!r} must be a positive integer")
+        check_sizes(v=v)
         super().__init__(v, 1)
         self.v = v

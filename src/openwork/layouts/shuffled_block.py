@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import TOPOLOGY_BUDGET, Dims, LayoutError, RefitLayout, draw_distinct, fit_units, matrix
+from openwork.layouts.base import TOPOLOGY_BUDGET, Dims, LayoutError, RefitLayout, check_sizes, draw_distinct, fit_units, matrix
 from openwork.layouts.grouping import group_rows
 from openwork.layouts.linkage import Linkage
 from openwork.layouts.out_vector import OutVector
@@ -43,9 +43,7 @@ class ShuffledBlock(RefitLayout):
 
     def __init__(self, m: int, n: int | None = None, q: float = 0.2, linkage: Linkage = "average") -> None:
         n = m if n is None else n
-        for name, size in (("m", m), ("n", n)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r} must be a positive integer")
+        check_sizes(m=m, n=n)
         if not 0.0 <= q <= 1.0:
             raise ValueError(f"q={q!r} must lie in [0, 1]")
         if linkage not in ("average", "complete"):

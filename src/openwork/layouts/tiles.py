@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from openwork.layouts.atoms import AtomLayout
+from openwork.layouts.base import check_sizes
 from openwork.pattern import Pattern, consecutive_rows
 
 
@@ -19,9 +20,7 @@ class TileLayout(AtomLayout):
     """
 
     def __init__(self, m: int, n: int) -> None:
-        for name, size in (("m", m), ("n", n)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r} must be a positive integer")
+        check_sizes(m=m, n=n)
         self._m, self._n = m, n
 
     @property
