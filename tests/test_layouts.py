@@ -253,11 +253,11 @@ def test_half_a_block_is_refused():
 
 
 def test_small_layers_are_named():
-    assert Block(4, 4).too_small((4, 4)) is None
-    assert "3 x 36" in Block(4, 4).too_small((3, 4, 3, 3))
-    assert Block(4, 4).too_small((8, 3)) is not None
-    assert Unstructured().too_small((1, 1)) is None
-    assert OutVector(8).too_small((7, 100)) is not None
+    assert Block(4, 4).unfit((4, 4)) is None
+    assert "3 x 36" in Block(4, 4).unfit((3, 4, 3, 3))
+    assert Block(4, 4).unfit((8, 3)) is not None
+    assert Unstructured().unfit((1, 1)) is None
+    assert OutVector(8).unfit((7, 100)) is not None
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "4", None])

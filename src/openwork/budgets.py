@@ -66,6 +66,7 @@ def densities_of(
     sparsity: float,
     budget: str | Budget | Mapping[str, float],
     densities: Mapping[str, float] | None,
+    only: Mapping[str, float] | None = None,
 ) -> Densities:
     """What a user's ``budget`` and ``densities`` come to, layer by layer.
 
@@ -74,12 +75,13 @@ def densities_of(
         sparsity: share of zeros over all layers.
         budget: a name, a function ``(shapes, sparsity, fixed=...) -> densities``, or densities by layer name or glob.
         densities: those fixed by the user, by name or glob; the budget sees to the others.
+        only: layer name -> density, where the layout has just one.
 
     Raises:
         ValueError: an unknown name, a glob that matches nothing, or a sparsity that cannot be met.
         TypeError: ``budget`` is none of the three, or a density is no number.
     """
-    fixed = _by_glob("densities", densities or {}, list(shapes))
+    fixed = {**(only or {}), **_by_glob("densities", densities or {}, list(shapes))}
     if isinstance(budget, str):
         if budget not in BUDGETS:
             raise ValueError(f"budget={budget!r} is unknown; known: {', '.join(BUDGETS)}")
@@ -123,7 +125,8 @@ def _shared(
             densities[name] = 1.0
             left -= free.pop(name)
     else:
-        if abs(left) > 0.5:
+        # Every layer's count is rounded up.
+        if abs(left) > len(shapes):
             raise BudgetError(_unmet(sparsity, densities, "do not add up to it and no free layer is left"))
     return {name: densities[name] for name in shapes}
 

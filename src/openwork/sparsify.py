@@ -13,7 +13,7 @@ from openwork import methods as methods_package
 from openwork.budgets import Budget, densities_of, is_number
 from openwork.evidence import Collector
 from openwork.kernels import choose
-from openwork.layouts import Layout
+from openwork.layouts import LayoutRule
 from openwork.methods import Method
 from openwork.names import resolve
 from openwork.nn import SparseModule
@@ -197,7 +197,7 @@ def sparsify(
     model: nn.Module,
     *,
     sparsity: float,
-    layout: Layout | str,
+    layout: LayoutRule | str,
     method: Method | str,
     budget: str | Budget | Mapping[str, float] = "erk",
     exclude: Sequence[str] = (),
@@ -243,22 +243,25 @@ def sparsify(
         raise ValueError(f"sparsity={sparsity!r} must be a number strictly between 0 and 1")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} must be an integer")
-    layout = resolve("layout", layout, Layout, layouts_package)  # type: ignore[type-abstract]
+    layout = resolve("layout", layout, LayoutRule, layouts_package)  # type: ignore[type-abstract]
     method = resolve("method", method, Method, methods_package)  # type: ignore[type-abstract]
     dense_layers, left = survey(model, layout, exclude, force)
     order = [name for name, module in model.named_modules() if name in dense_layers or name in left]
     modules = dict(model.named_modules())
     shapes = {name: tuple(module.weight.shape) for name, module in dense_layers.items()}
-    shares = densities_of(shapes, float(sparsity), budget, densities)
+    own = {name: layout.for_layer(name, dims) for name, dims in shapes.items()}
+    only = {name: one.density for name, one in own.items() if one.density is not None}
+    shares = densities_of(shapes, float(sparsity), budget, densities, only)
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, SparseLayer] = {}
     for name, module in dense_layers.items():
         choose(module.weight.device, module.weight.dtype, kernel)
-        count = layout.fit(shapes[name], shares[name])
+        place = own[name]
+        count = place.fit(shapes[name], shares[name])
         if count == 0 and shares[name] > 0:
-            raise ValueError(f"sparsity={sparsity} leaves {name!r} of shape {shapes[name]} without a single unit of {layout!r}")
-        pattern = layout.initial(shapes[name], count, module.weight, generator)
+            raise ValueError(f"sparsity={sparsity} leaves {name!r} of shape {shapes[name]} without a single unit of {place!r}")
+        pattern = place.initial(shapes[name], count, module.weight, generator)
         sparse = SPARSE_TYPES[type(module)].from_dense(module, pattern, kernel)  # type: ignore[arg-type]
-        layers[name] = SparseLayer(name, sparse, layout, count, shares[name], generator)
+        layers[name] = SparseLayer(name, sparse, place, count, shares[name], generator)
     swap(model, {dense_layers[name]: layer.module for name, layer in layers.items()})
     return Sparsity(layers, method, generator, {name: (modules[name], reason) for name, reason in left.items()}, order)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from openwork.layouts import Layout
+from openwork.layouts import LayoutError, LayoutRule
 from openwork.nn import SparseConv2d, SparseLinear, SparseModule
 
 SPARSE_TYPES: dict[type[nn.Module], type[SparseLinear] | type[SparseConv2d]] = {
@@ -22,13 +22,13 @@ _HOOKS = (
 
 
 def survey(
-    model: nn.Module, layout: Layout, exclude: Sequence[str], force: Sequence[str]
+    model: nn.Module, layout: LayoutRule, exclude: Sequence[str], force: Sequence[str]
 ) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, str]]:
     """Which layers of a model will be sparse, and why the others will not.
 
     Args:
         model: any module; it is not changed.
-        layout: decides what is too small.
+        layout: decides what it has no place for.
         exclude: names or globs of layers to leave dense.
         force: names or globs of layers to make sparse although they are grouped or smaller than a unit.
 
@@ -63,7 +63,7 @@ def survey(
             if forced:
                 raise ValueError(f"force names {name!r}, which cannot be sparse: {never}")
             dense[name] = never
-        elif not forced and (reason := _better_dense(module, layout)) is not None:
+        elif not forced and (reason := _better_dense(name, module, layout)) is not None:
             dense[name] = reason
         else:
             sparse[name] = module
@@ -87,14 +87,17 @@ def _never(module: nn.Module, owners: Counter[int]) -> str | None:
     return None
 
 
-def _better_dense(module: nn.Linear | nn.Conv2d, layout: Layout) -> str | None:
+def _better_dense(name: str, module: nn.Linear | nn.Conv2d, layout: LayoutRule) -> str | None:
     """Why a layer is left dense unless it is forced."""
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return (
             "depthwise convolution" if module.groups == module.in_channels else f"grouped convolution, groups={module.groups}"
         )
-    weight = module.weight
-    return layout.too_small(tuple(weight.shape))
+    dims = tuple(module.weight.shape)
+    try:
+        return layout.for_layer(name, dims).unfit(dims)
+    except LayoutError as error:
+        return str(error)
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

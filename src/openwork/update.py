@@ -90,7 +90,7 @@ class SparseLayer:
             rows = consecutive_rows(self.shape[0], 1)
             now = Pattern(self.shape, rows, torch.zeros(len(rows) + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
         assert self.module.collector is not None
-        chunks = self.module.collector.gradient_chunks(now.rows, TOPOLOGY_BUDGET // 48)
+        chunks = self.module.collector.gradient_chunks(layout.ground(now), TOPOLOGY_BUDGET // 48)
         return layout.best_inactive(now, kept, ((first, chunk.cpu()) for first, chunk in chunks), n)
 
     def norms(self) -> tuple[Tensor, Tensor]:

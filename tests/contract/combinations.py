@@ -13,10 +13,13 @@ import openwork as ow
 from openwork.kernels import available
 from openwork.pattern import Pattern
 
-LAYOUT_ARGUMENTS: dict[str, list[tuple[int, ...]]] = {
+LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
     "Block": [(4, 4), (2, 5), (5, 1)],
     "ShuffledBlock": [(4, 4), (3, 2)],
     "OutVector": [(4,)],
+    "KernelPattern": [(), ("mest-release",)],
+    "NM": [(2, 4), (1, 3)],
+    "Complementary": [(2, 3), (4, 2, "out")],
 }
 """Other layouts are made with 4 for every argument that has no default."""
 
@@ -38,10 +41,10 @@ def concrete(package: object, base: type) -> list[type]:
     return [kind for kind in found if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind)]
 
 
-def layouts() -> list[ow.layouts.Layout]:
+def layouts() -> list[ow.layouts.LayoutRule]:
     """At least one of every public layout."""
     made = []
-    for kind in concrete(ow.layouts, ow.layouts.Layout):
+    for kind in concrete(ow.layouts, ow.layouts.LayoutRule):
         required = [p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
         made += [kind(*arguments) for arguments in LAYOUT_ARGUMENTS.get(kind.__name__, [(4,) * len(required)])]
     return made
@@ -72,19 +75,21 @@ BACKENDS = available()
 
 
 class Net(nn.Module):
-    """Two convolutions and three linear layers; no size divides by another, and one layer is met twice."""
+    """Three convolutions and three linear layers; no size divides by another, and one layer is met twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 10, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(10)
-        self.second = nn.Conv2d(10, 13, (2, 3), stride=2, dilation=(1, 2))
+        self.middle = nn.Conv2d(10, 9, 3, padding=1)
+        self.second = nn.Conv2d(9, 13, (2, 3), stride=2, dilation=(1, 2))
         self.inner = nn.Linear(13 * 6, 22)
         self.again = nn.Linear(22, 22)
         self.last = nn.Linear(22, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.norm(self.first(x)))
+        x = torch.tanh(self.middle(x))
         x = torch.tanh(self.second(x)).flatten(1)
         x = torch.tanh(self.inner(x))
         return self.last(torch.tanh(self.again(torch.tanh(self.again(x)))))
@@ -151,17 +156,24 @@ class Run:
         return loss.item()
 
 
+def default_sparsity(layout: ow.layouts.LayoutRule) -> float:
+    """0.7, or the only sparsity that there is."""
+    only = layout.for_layer("", (12, 12, 3, 3)).density
+    return 0.7 if only is None else 1 - only
+
+
 def start(
-    layout: ow.layouts.Layout,
+    layout: ow.layouts.LayoutRule,
     method: ow.methods.Method,
     kernel: str,
     *,
     optimizer: str = "sgd",
     seed: int = 0,
-    sparsity: float = 0.7,
+    sparsity: float | None = None,
     attach: bool = True,
 ) -> Run:
     """A fresh run; its dense initial weights are always the same."""
+    sparsity = default_sparsity(layout) if sparsity is None else sparsity
     torch.manual_seed(7)
     model = Net()
     sparse = ow.sparsify(model, sparsity=sparsity, layout=layout, method=method, budget="uniform", seed=seed, kernel=kernel)

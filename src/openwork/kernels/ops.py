@@ -319,8 +319,8 @@ def _asked(both: tuple[Tensor, Tensor], values: Tensor | None, x: Tensor | None)
     return None if values is None else both[0], None if x is None else both[1]
 
 
-# With a ``setup_context`` of their own, torch would bind every call's arguments to the signature of ``forward`` by inspection: for
-# a small layer that alone takes longer than its products.
+# With a ``setup_context`` of their own, torch would bind every call's arguments to the signature of ``forward`` by inspection:
+# for a small layer that alone takes longer than its products.
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:

@@ -1,10 +1,18 @@
-"""Where non-zeros may lie.  A new layout is one file here plus one line below."""
+"""Where non-zeros may lie.  A new layout is one file plus one import line here."""
 
 from openwork.layouts.atoms import AtomLayout
-from openwork.layouts.base import Layout, LayoutError, RefitLayout
+from openwork.layouts.base import Layout, LayoutError, LayoutRule, RefitLayout
 from openwork.layouts.block import Block
+from openwork.layouts.channel import Channel
+from openwork.layouts.complementary import Complementary
+from openwork.layouts.filter import Filter
+from openwork.layouts.kernel_pattern import KernelPattern
+from openwork.layouts.nm import NM
 from openwork.layouts.out_vector import OutVector
 from openwork.layouts.shuffled_block import ShuffledBlock
 from openwork.layouts.unstructured import Unstructured
 
-__all__ = ["AtomLayout", "Block", "Layout", "LayoutError", "OutVector", "RefitLayout", "ShuffledBlock", "Unstructured"]
+__all__ = [
+    "NM", "AtomLayout", "Block", "Channel", "Complementary", "Filter", "KernelPattern", "Layout", "LayoutError", "LayoutRule",
+    "OutVector", "RefitLayout", "ShuffledBlock", "Unstructured",
+]  # fmt: skip

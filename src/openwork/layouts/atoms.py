@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, fit_units, matrix
+from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, matrix
 from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
 from openwork.scores import Proposal, Scores, highest, lowest, member
@@ -31,8 +31,28 @@ class AtomLayout(Layout):
         """How many atoms of each class a pattern of ``count`` atoms holds."""
 
     @abstractmethod
-    def members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
-        """The atoms of these ranks within capacity class ``kind``."""
+    def room(self, shape: tuple[int, int]) -> np.ndarray:
+        """The most atoms of each class that any pattern holds."""
+
+    @abstractmethod
+    def supplement(
+        self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
+    ) -> np.ndarray:
+        """More inactive atoms in random order, so that every class has ``n`` to offer (all, where it has fewer).
+
+        Otherwise what is dropped in one class and drawn in another would move nothing.
+
+        Args:
+            shape: of the matrix.
+            active: ascending ids, not to be offered.
+            drawn: ids that are offered already.
+            n: how many atoms may be dropped.
+            generator: the run's random state.
+        """
+
+    def rivals(self, ids: np.ndarray) -> np.ndarray | None:
+        """A key for each atom such that of those with the same key only one can be active; None where all get along."""
+        return None
 
     @abstractmethod
     def weights_of(self, shape: tuple[int, int], count: int) -> int:
@@ -51,23 +71,17 @@ class AtomLayout(Layout):
         """The row groups that a layer starts with."""
 
     @abstractmethod
-    def atoms_at(self, rows: Tensor, shape: tuple[int, int], flat: np.ndarray) -> np.ndarray:
-        """The atom that holds each flat position."""
+    def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+        """``(ids, sums)``: the atoms that hold these weights, ascending, and what each holds of their score."""
 
     @abstractmethod
-    def pool_chunk(self, now: Pattern, first: int, scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """``(ids, mean score)`` of all atoms in the row groups from ``first`` on, given element scores ``[g, h, C]``."""
+    def pool_chunks(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """``(ids, mean score)`` of all atoms, some at a time, from chunks of element scores as ``best_inactive`` gets them."""
 
     @final
     def n_atoms(self, now: Pattern) -> int:
         """All atoms of the layer's matrix."""
         return self.total_atoms(now.shape)
-
-    @final
-    def fit(self, dims: Dims, density: float) -> int:
-        """Atoms: the fewest whose weights reach the canonical count."""
-        shape = matrix(dims)
-        return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
 
     @final
     def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
@@ -85,38 +99,22 @@ class AtomLayout(Layout):
         ranks = draw_distinct(free, min(n, free), generator)
         # The r-th inactive id is r plus the number of active ids before it.
         ids = ranks + np.searchsorted(active - np.arange(len(active)), ranks, side="right")
-        ids = np.concatenate([ids, *self._of_each_class(now.shape, active, ids, n, generator)])
+        ids = np.concatenate([ids, self.supplement(now.shape, active, ids, n, generator)])
         value = torch.arange(len(ids), 0, -1, dtype=torch.float64)
         return Scores(value, torch.from_numpy(ids))
-
-    def _of_each_class(
-        self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
-    ) -> Iterable[np.ndarray]:
-        """``n`` inactive atoms of every class, or what is dropped in one class and drawn in another would move nothing."""
-        sizes = self.limits(shape, self.total_atoms(shape))
-        if len(sizes) == 1:
-            return
-        held = np.bincount(self.classes(shape, active), minlength=len(sizes))
-        taken = np.sort(np.concatenate([active, drawn]))
-        for kind, size in enumerate(sizes):
-            ranks = draw_distinct(int(size), min(int(size), n + int(held[kind])), generator)
-            ids = self.members(shape, kind, ranks)
-            ids = ids[~member(ids, active)][:n]
-            yield ids[~member(ids, taken)]
 
     @final
     def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
         """A running top-``n`` for every class."""
-        fixed = np.sort(kept.numpy())
-        limits = self.limits(now.shape, self.total_atoms(now.shape))
+        fixed = np.sort(self._key(kept.numpy()))
+        room = np.minimum(self.room(now.shape), n)
         best, ids = np.empty(0), np.empty(0, dtype=np.int64)
-        for first, scores in chunks:
-            at, value = self.pool_chunk(now, first, scores)
-            fresh = ~member(at, fixed)
+        for at, value in self.pool_chunks(now, chunks):
+            fresh = ~member(self._key(at), fixed)
             ids = np.concatenate([ids, at[fresh]])
             best = np.concatenate([best, value[fresh]])
             # A class may need up to n of its own, whatever the others offer.
-            top = _best_of_classes(ids, best, self.classes(now.shape, ids), np.minimum(limits, n))
+            top = _best_of_classes(ids, best, self.classes(now.shape, ids), room)
             ids, best = ids[top], best[top]
         return Scores(torch.from_numpy(best), torch.from_numpy(ids))
 
@@ -162,8 +160,7 @@ class AtomLayout(Layout):
         As many atoms go as hold the number of lost weights.  If fresh and active atoms were ranked together by their sums, a
         fixed tile with its few new weights would hardly ever win and the topology would freeze.
         """
-        ids, inverse = np.unique(self.atoms_at(now.rows, now.shape, weights.flat), return_inverse=True)
-        score = np.bincount(inverse, weights=weights.score, minlength=len(ids))
+        ids, score = self.gather(now, weights)
         ranked = np.sort(active)
         new = ~member(ids, ranked)
         fresh = ids[new][_descending(score[new])]
@@ -180,29 +177,46 @@ class AtomLayout(Layout):
     def _fill(self, shape: tuple[int, int], count: int, ranked: np.ndarray) -> np.ndarray:
         """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
         limits = self.limits(shape, count)
+        ranked = self._without_rivals(ranked)
         chosen = _first_of_classes(ranked, self.classes(shape, ranked), limits)
         missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
         if missing.any():
             # With one class the lowest free ids lie among the first few; with more, all have to be looked at.
             span = self.total_atoms(shape) if len(limits) > 1 else len(chosen) + int(missing[0])
             rest = np.setdiff1d(np.arange(span), chosen, assume_unique=True)
+            rest = self._without_rivals(np.concatenate([chosen, rest]))[len(chosen) :]
             extra = _first_of_classes(rest, self.classes(shape, rest), missing)
             chosen = np.concatenate([chosen, extra])
         return chosen
+
+    def _key(self, ids: np.ndarray) -> np.ndarray:
+        keys = self.rivals(ids)
+        return ids if keys is None else keys
+
+    def _without_rivals(self, ranked: np.ndarray) -> np.ndarray:
+        """Of atoms that exclude each other, the first."""
+        keys = self.rivals(ranked)
+        return ranked if keys is None else ranked[np.sort(np.unique(keys, return_index=True)[1])]
 
     @final
     def check(self, pattern: Pattern, count: int) -> None:
         """Whole atoms, as many of each class as the count says."""
         pattern.validate()
-        if not torch.equal(pattern.rows, self.rows(pattern.shape)):
-            raise LayoutError(f"the pattern is not one of {self!r}: its row groups differ")
         ids = self.atoms(pattern).numpy()
-        rebuilt = self.build(pattern.shape, ids, pattern.rows)
+        rebuilt = self.build(pattern.shape, ids, self.rows(pattern.shape))
+        if not torch.equal(pattern.rows, rebuilt.rows):
+            raise LayoutError(f"the pattern is not one of {self!r}: its row groups differ")
         if not np.array_equal(np.sort(pattern.positions.numpy().ravel()), np.sort(rebuilt.positions.numpy().ravel())):
             raise LayoutError(f"the pattern is not one of {self!r}: an atom is only partly active")
         held = np.bincount(self.classes(pattern.shape, ids), minlength=len(self.limits(pattern.shape, count)))
         if not np.array_equal(held, self.limits(pattern.shape, count)):
             raise LayoutError(f"the pattern holds {len(ids)} atoms of {self!r}, not {count}")
+
+
+def summed(ids: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ids, ascending, and the sum of the scores of each."""
+    distinct, inverse = np.unique(ids, return_inverse=True)
+    return distinct, np.bincount(inverse, weights=score, minlength=len(distinct))
 
 
 def _ids(scores: Scores) -> np.ndarray:

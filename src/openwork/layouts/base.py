@@ -32,12 +32,42 @@ def matrix(dims: Dims) -> tuple[int, int]:
     return dims[0], math.prod(dims[1:])
 
 
-class Layout(ABC):
+class LayoutRule(ABC):
+    """What gives every layer of a model its layout: a layout, or something that needs to know the layer first."""
+
+    @abstractmethod
+    def for_layer(self, name: str, dims: Dims) -> Layout:
+        """The layout of the layer ``name`` whose dense weight has shape ``dims``.
+
+        Raises:
+            LayoutError: there is none for such a layer.
+        """
+
+    def __repr__(self) -> str:
+        return arguments(self)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+class Layout(LayoutRule):
     """Where the non-zeros of a weight may lie.
 
     A layout owns its *units* (what a budget counts), its *atoms* (the smallest thing that can be switched on or off) and
     ``revise``.  It is immutable: all state lies in the patterns.
     """
+
+    def for_layer(self, name: str, dims: Dims) -> Layout:
+        """This layout, for layers of any kind."""
+        return self
+
+    @property
+    def density(self) -> float | None:
+        """The one density that can be asked for, None where any can; a ragged layer may come out a little denser."""
+        return None
 
     @property
     @abstractmethod
@@ -96,22 +126,17 @@ class Layout(ABC):
     def check(self, pattern: Pattern, count: int) -> None:
         """Raise ``LayoutError`` unless ``pattern`` is one of this layout's with ``count`` units."""
 
-    def too_small(self, dims: Dims) -> str | None:
+    def ground(self, now: Pattern) -> Tensor:
+        """int32 ``[G, h]``, the row groups by which ``best_inactive`` takes its chunks; -1 is padding."""
+        return now.rows
+
+    def unfit(self, dims: Dims) -> str | None:
         """Why a weight of this shape is better left dense (it is smaller than one unit), or None."""
         rows, cols = matrix(dims)
         m, n = self.block
         if rows < m or cols < n:
             return f"{rows} x {cols} is smaller than one {m} x {n} unit"
         return None
-
-    def __repr__(self) -> str:
-        return arguments(self)
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and repr(self) == repr(other)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
 
 
 class RefitLayout(Layout):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import AtomLayout
-from openwork.layouts.base import check_sizes
+from openwork.layouts.atoms import AtomLayout, summed
+from openwork.layouts.base import Dims, check_sizes, draw_distinct, fit_units, matrix
+from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows
+from openwork.scores import member
 
 
 class TileLayout(AtomLayout):
@@ -77,8 +81,34 @@ class TileLayout(AtomLayout):
             limits[at] += step
         return limits
 
-    def members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
-        """Row by row, the tiles of a class."""
+    def fit(self, dims: Dims, density: float) -> int:
+        """Tiles: the fewest whose weights reach the canonical count."""
+        shape = matrix(dims)
+        return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
+
+    def room(self, shape: tuple[int, int]) -> np.ndarray:
+        """All tiles of a class."""
+        return self.limits(shape, self.total_atoms(shape))
+
+    def supplement(
+        self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
+    ) -> np.ndarray:
+        """``n`` inactive tiles of every class, drawn uniformly."""
+        sizes = self.room(shape)
+        found = [np.empty(0, dtype=np.int64)]
+        if len(sizes) == 1:
+            return found[0]
+        held = np.bincount(self.classes(shape, active), minlength=len(sizes))
+        taken = np.sort(np.concatenate([active, drawn]))
+        for kind, size in enumerate(sizes):
+            ranks = draw_distinct(int(size), min(int(size), n + int(held[kind])), generator)
+            ids = self._members(shape, kind, ranks)
+            ids = ids[~member(ids, active)][:n]
+            found.append(ids[~member(ids, taken)])
+        return np.concatenate(found)
+
+    def _members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
+        """The tiles of these ranks within a class, row by row."""
         groups, tiles = self._grid(shape)
         low, narrow = divmod(kind, 2)
         full_tiles = shape[1] // self._n
@@ -125,14 +155,15 @@ class TileLayout(AtomLayout):
             return (now.group_of_column * now.shape[1]).add_(now.cols)
         return torch.from_numpy(self._heads(now)[1])
 
-    def atoms_at(self, rows: Tensor, shape: tuple[int, int], flat: np.ndarray) -> np.ndarray:
-        """The tile of each flat position."""
-        groups, tiles = self._grid(shape)
-        group_of_row = np.full(shape[0], -1, dtype=np.int64)
-        ids = rows.numpy()
+    def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+        """Over each tile."""
+        groups, tiles = self._grid(now.shape)
+        group_of_row = np.full(now.shape[0], -1, dtype=np.int64)
+        ids = now.rows.numpy()
         real = ids >= 0
         group_of_row[ids[real]] = np.broadcast_to(np.arange(groups)[:, None], ids.shape)[real]
-        return group_of_row[flat // shape[1]] * tiles + (flat % shape[1]) // self._n
+        row, col = np.divmod(weights.flat, now.shape[1])
+        return summed(group_of_row[row] * tiles + col // self._n, weights.score)
 
     def pool(self, now: Pattern, scores: Tensor) -> Tensor:
         """The mean over a tile's real weights."""
@@ -146,17 +177,18 @@ class TileLayout(AtomLayout):
         total = np.add.reduceat(per_column, heads)
         return torch.from_numpy(total / np.add.reduceat(real.numpy(), heads))
 
-    def pool_chunk(self, now: Pattern, first: int, scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and means of every tile in a chunk of row groups."""
+    def pool_chunks(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Every tile of the row groups of a chunk."""
         _, tiles = self._grid(now.shape)
-        count, _, n_cols = scores.shape
-        rows = now.rows[first : first + count]
-        summed = scores.double().masked_fill((rows < 0)[:, :, None], 0.0).sum(1)
-        real = (rows >= 0).sum(1)
-        if self._n > 1:
-            summed = torch.nn.functional.pad(summed, (0, tiles * self._n - n_cols)).view(count, tiles, self._n).sum(2)
+        n_cols = now.shape[1]
         width = torch.full((tiles,), self._n)
         width[-1] = n_cols - (tiles - 1) * self._n
-        mean = summed / (real[:, None] * width[None, :])
-        ids = np.arange(first * tiles, (first + count) * tiles)
-        return ids, mean.reshape(-1).numpy()
+        for first, scores in chunks:
+            count = len(scores)
+            rows = now.rows[first : first + count]
+            summed = scores.double().masked_fill((rows < 0)[:, :, None], 0.0).sum(1)
+            real = (rows >= 0).sum(1)
+            if self._n > 1:
+                summed = torch.nn.functional.pad(summed, (0, tiles * self._n - n_cols)).view(count, tiles, self._n).sum(2)
+            mean = summed / (real[:, None] * width[None, :])
+            yield np.arange(first * tiles, (first + count) * tiles), mean.reshape(-1).numpy()

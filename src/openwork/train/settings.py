@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from openwork import layouts, methods
 from openwork.data.images import ImageSource
-from openwork.layouts import Layout
+from openwork.layouts import LayoutRule
 from openwork.methods import Method
 from openwork.names import resolve
 from openwork.train.learning_rate import LearningRate
@@ -51,7 +51,7 @@ class Settings:
 
     model: nn.Module
     data: ImageSource
-    layout: Layout | str
+    layout: LayoutRule | str
     method: Method | str
     optimizer: OptimizerFactory
     learning_rate: LearningRate
@@ -71,7 +71,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         try:
-            self.layout = resolve("layout", self.layout, Layout, layouts)  # type: ignore[type-abstract]
+            self.layout = resolve("layout", self.layout, LayoutRule, layouts)  # type: ignore[type-abstract]
             self.method = resolve("method", self.method, Method, methods)  # type: ignore[type-abstract]
         except TypeError as error:
             raise ValueError(str(error)) from error

@@ -1,0 +1,132 @@
+"""Layouts of many small sets of weights, each of which keeps a fixed number: balanced rows, and one density only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwork.layouts.atoms import AtomLayout
+from openwork.layouts.base import Dims, LayoutError, LayoutRule, matrix
+from openwork.layouts.settle import Weights
+from openwork.pattern import Pattern, consecutive_rows
+
+Axis = Literal["in", "out"]
+
+
+class SetLayout(AtomLayout):
+    """Single weights, of which every set keeps a fixed number.
+
+    An axis of the weight is partitioned in sets, alike at every place of the other axes; a set is a capacity class, so that the
+    best of each are kept exactly.  The number of weights follows from the shape: no other can be asked for.
+
+    Args:
+        rule: what made this layout; its name in reports and saved states.
+        density: what a full set keeps; narrow sets at the end of an axis may keep a larger share.
+        axis: ``"in"``, input channels at a fixed output and tap, or ``"out"``, output channels at a fixed column.
+        taps: ``kh * kw`` of a convolution, 1 of a linear layer.
+        member_of: int64 ``[length of the axis]``, the set of each position.
+        keep: int64 ``[sets]``, how many weights a set keeps.
+    """
+
+    def __init__(
+        self, rule: LayoutRule, density: float, axis: Axis, taps: int, member_of: np.ndarray, keep: np.ndarray
+    ) -> None:
+        self._rule, self._density, self._axis, self._taps = rule, density, axis, taps
+        self._member_of, self._keep = member_of, keep
+
+    @property
+    def density(self) -> float:
+        """What a full set keeps."""
+        return self._density
+
+    @property
+    def height(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """A single weight."""
+        return 1, 1
+
+    def fit(self, dims: Dims, density: float) -> int:
+        """The number of weights that the sets keep.
+
+        Raises:
+            LayoutError: another density is asked for.
+        """
+        if abs(density - self.density) > 1e-6:
+            raise LayoutError(f"{self!r} has a density of {self.density:g}; {density:g} was asked for")
+        return int(self.room(matrix(dims)).sum())
+
+    def room(self, shape: tuple[int, int]) -> np.ndarray:
+        """What every set keeps."""
+        if self._axis == "out":
+            return np.repeat(self._keep, shape[1])
+        return np.tile(np.repeat(self._keep, self._taps), shape[0])
+
+    def limits(self, shape: tuple[int, int], count: int) -> np.ndarray:
+        """What every set keeps, if that makes ``count``."""
+        limits = self.room(shape)
+        if int(limits.sum()) != count:
+            raise LayoutError(f"{self!r} keeps {int(limits.sum())} weights of a {shape} matrix, not {count}")
+        return limits
+
+    def classes(self, shape: tuple[int, int], ids: np.ndarray) -> np.ndarray:
+        """The set of each weight."""
+        row, col = np.divmod(ids, shape[1])
+        if self._axis == "out":
+            return self._member_of[row] * shape[1] + col
+        channel, tap = np.divmod(col, self._taps)
+        return (row * len(self._keep) + self._member_of[channel]) * self._taps + tap
+
+    def supplement(
+        self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
+    ) -> np.ndarray:
+        """All other inactive weights: sets are so small that nearly each of them may need one of its own."""
+        rest = np.setdiff1d(np.arange(shape[0] * shape[1]), np.concatenate([active, drawn]), assume_unique=True)
+        return rest[torch.randperm(len(rest), generator=generator).numpy()]
+
+    def weights_of(self, shape: tuple[int, int], count: int) -> int:
+        """An atom is one weight."""
+        return count
+
+    def total_atoms(self, shape: tuple[int, int]) -> int:
+        """All weights."""
+        return shape[0] * shape[1]
+
+    def rows(self, shape: tuple[int, int]) -> Tensor:
+        """Every row for itself."""
+        return consecutive_rows(shape[0], 1)
+
+    def build(self, shape: tuple[int, int], ids: np.ndarray, rows: Tensor) -> Pattern:
+        """Columns of a row in ascending order."""
+        row, col = np.divmod(np.sort(ids), shape[1])
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows.shape[0]))])
+        return Pattern(shape, rows, torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(col.astype(np.int32)))
+
+    def atoms(self, now: Pattern) -> Tensor:
+        """Flat positions in storage order."""
+        return (now.group_of_column * now.shape[1]).add_(now.cols)
+
+    def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+        """The weights themselves."""
+        order = np.argsort(weights.flat)
+        return weights.flat[order], weights.score[order]
+
+    def pool(self, now: Pattern, scores: Tensor) -> Tensor:
+        """The scores themselves."""
+        return scores.reshape(-1)
+
+    def pool_chunks(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Every weight, row by row."""
+        for first, scores in chunks:
+            start = first * now.shape[1]
+            yield np.arange(start, start + scores.numel()), scores.double().reshape(-1).numpy()
+
+    def __repr__(self) -> str:
+        return repr(self._rule)

@@ -1,0 +1,207 @@
+"""N:M, complementary, channel, filter and kernel-pattern layouts: every projection against brute force, and what they store."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import openwork as ow
+from openwork.layouts import NM, Channel, Complementary, Filter, KernelPattern, LayoutError
+from openwork.pattern import Pattern
+from openwork.scores import Proposal, Scores
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def project(layout, dims, density, score):
+    """The pattern of highest ``score`` (a dense tensor): everything is dropped and everything may grow."""
+    count = layout.fit(dims, density)
+    now = layout.initial(dims, count, torch.zeros(dims), generator())
+    matrix = score.reshape(dims[0], -1)
+    ground = layout.ground(now)
+    chunks = [(g, matrix[ground[g].clamp(min=0).long()][None]) for g in range(len(ground))]
+    nothing = torch.empty(0, dtype=torch.int64)
+    grow = layout.best_inactive(now, nothing, chunks, layout.n_atoms(now))
+    keep = torch.zeros(len(layout.atoms(now)), dtype=torch.float64)
+    pattern = layout.revise(now, Proposal(keep, len(keep), grow, count))
+    layout.check(pattern, count)
+    return pattern
+
+
+def held(pattern: Pattern, score) -> float:
+    return float(score.reshape(pattern.shape)[pattern.mask()].sum())
+
+
+def best_of_sets(score, sets, keep):
+    """The most that ``keep`` members of every set can hold, by trying all choices."""
+    return sum(max(sum(float(score[i]) for i in chosen) for chosen in itertools.combinations(own, keep)) for own in sets)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 2), (3, 5)])
+@pytest.mark.parametrize("dims", [(3, 20), (2, 20, 2, 1)])
+def test_nm_keeps_the_best_of_every_group_of_input_channels(n, m, dims):
+    score = torch.rand(dims, generator=generator(n), dtype=torch.float64)
+    layout = NM(n, m).for_layer("", dims)
+    pattern = project(layout, dims, n / m, score)
+    assert pattern.nnz == score.numel() * n // m
+    full = score.reshape(dims[0], dims[1], -1)
+    lines = [full[r, :, t] for r in range(dims[0]) for t in range(full.shape[2])]
+    expected = sum(best_of_sets(line, [range(i, i + m) for i in range(0, 20, m)], n) for line in lines)
+    assert held(pattern, score) == pytest.approx(expected)
+
+
+def test_narrow_groups_keep_at_most_n():
+    pattern = project(NM(2, 4).for_layer("", (1, 9)), (1, 9), 0.5, torch.arange(9.0)[None])
+    assert pattern.cols.tolist() == [2, 3, 6, 7, 8]
+    pattern = project(NM(2, 4).for_layer("", (1, 3)), (1, 3), 0.5, torch.tensor([[1.0, 3.0, 2.0]]))
+    assert pattern.cols.tolist() == [1, 2]
+
+
+def test_complementary_sets_by_hand():
+    # k = 2, distance 3: {0, 3}, {1, 4}, {2, 5}, then a rest of 3 with lanes 2 apart: {6, 8}, {7}.
+    score = torch.tensor([[5.0, 1, 5, 1, 5, 1, 1, 1, 5]])
+    pattern = project(Complementary(2, 3).for_layer("", (1, 9)), (1, 9), 0.5, score)
+    assert pattern.cols.tolist() == [0, 2, 4, 7, 8]
+
+
+@pytest.mark.parametrize(("k", "distance"), [(2, 2), (4, 2), (3, 4), (4, 1), (2, 16)])
+@pytest.mark.parametrize("axis", ["in", "out"])
+def test_complementary_keeps_the_best_of_every_set(k, distance, axis):
+    dims = (24, 24)
+    score = torch.rand(dims, generator=generator(k), dtype=torch.float64)
+    pattern = project(Complementary(k, distance, axis).for_layer("", dims), dims, 1 / k, score)
+    apart = distance if k * distance <= 24 else -(-24 // k)
+    sets = [
+        [start + j + i * apart for i in range(k) if start + j + i * apart < 24]
+        for start in range(0, 24, k * apart)
+        for j in range(apart)
+    ]
+    assert sorted(itertools.chain(*sets)) == list(range(24))
+    lines = score if axis == "in" else score.t()
+    assert pattern.nnz == 24 * len(sets)
+    assert held(pattern, score) == pytest.approx(sum(best_of_sets(line, sets, 1) for line in lines))
+    if k == 2 and distance == 2 and axis == "in":
+        mask = pattern.mask().view(24, 6, 2, 2)
+        assert torch.equal(mask[:, :, 0], ~mask[:, :, 1]), "the halves of a segment have complementary masks"
+
+
+@pytest.mark.parametrize("dims", [(18, 6), (5, 6, 2, 3)])
+def test_channels_are_the_best_and_leave_a_smaller_dense_layer(dims):
+    score = torch.rand(dims, generator=generator(1), dtype=torch.float64)
+    pattern = project(Channel().for_layer("", dims), dims, 0.5, score)
+    sums = score.transpose(0, 1).reshape(6, -1).sum(1)
+    best = max(itertools.combinations(range(6), 3), key=lambda chosen: float(sums[list(chosen)].sum()))
+    expected = torch.zeros(dims, dtype=torch.bool)
+    expected[:, list(best)] = True
+    assert torch.equal(pattern.mask(), expected.reshape(pattern.shape))
+    # 18 rows make two groups of 9: nothing is padded.
+    assert pattern.value_shape[0] * pattern.height == pattern.nnz == score.numel() // 2
+
+
+@pytest.mark.parametrize("dims", [(40, 3), (6, 4, 2, 2)])
+def test_filters_are_the_best_and_the_others_are_not_stored(dims):
+    score = torch.rand(dims, generator=generator(2), dtype=torch.float64)
+    pattern = project(Filter().for_layer("", dims), dims, 0.5, score)
+    best = score.reshape(dims[0], -1).sum(1).topk(dims[0] // 2).indices.sort().values
+    assert pattern.rows[pattern.rows >= 0].tolist() == best.tolist()
+    expected = torch.zeros(pattern.shape, dtype=torch.bool)
+    expected[best] = True
+    assert torch.equal(pattern.mask(), expected)
+
+
+def kernel_masks(patterns):
+    """The eight masks, drawn."""
+    drawn = {
+        "corners": ["... .xx .xx", "... xx. xx.", ".xx .xx ...", "xx. xx. ..."],
+        "symmetric": [".x. xxx ...", "... xxx .x.", ".x. .xx .x.", ".x. xx. .x."],
+        "mest-release": ["... ..x xxx", "... xxx .x.", ".x. .xx .x.", ".x. xx. .x."],
+    }
+    return [torch.tensor([c == "x" for c in line.replace(" ", "")]) for line in drawn["corners"] + drawn[patterns]]
+
+
+@pytest.mark.parametrize("patterns", ["symmetric", "mest-release"])
+def test_kernel_patterns_are_the_best_in_every_filter(patterns):
+    dims = (3, 4, 3, 3)
+    masks = kernel_masks(patterns)
+    for seed in range(5):
+        score = torch.rand(dims, generator=generator(seed), dtype=torch.float64)
+        pattern = project(KernelPattern(patterns).for_layer("", dims), dims, 2 * 4 / 36, score)
+        expected = 0.0
+        for own in score.reshape(3, 4, 9):
+            best = [max(float(kernel[mask].sum()) for mask in masks) for kernel in own]
+            expected += max(sum(chosen) for chosen in itertools.combinations(best, 2))
+        assert held(pattern, score) == pytest.approx(expected)
+        for kernel in pattern.mask().view(-1, 9):
+            assert not kernel.any() or any(torch.equal(kernel, mask) for mask in masks)
+        assert pattern.mask().view(3, -1).sum(1).tolist() == [8, 8, 8]
+
+
+def test_random_kernels_draw_every_pattern():
+    dims = (32, 64, 3, 3)
+    layout = KernelPattern().for_layer("", dims)
+    pattern = layout.initial(dims, layout.fit(dims, 0.3), torch.zeros(dims), generator())
+    kinds = np.bincount(layout.atoms(pattern).numpy() % 8, minlength=8)
+    expected = kinds.sum() / 8
+    assert ((kinds - expected) ** 2 / expected).sum() < 24.3, "chi-square, 7 degrees of freedom, 0.1 %"
+
+
+def test_a_dropped_kernel_may_come_back_with_another_pattern():
+    dims = (1, 2, 3, 3)
+    layout = KernelPattern().for_layer("", dims)
+    now = layout.build((1, 18), np.array([0 * 8 + 1, 1 * 8 + 2]), layout.rows((1, 18)))
+    grow = Scores(torch.tensor([3.0, 2.0]), torch.tensor([8 + 5, 7]))
+    # Kernel 0 is kept, so that its rival 7 cannot come; kernel 1 goes and returns as pattern 5.
+    pattern = layout.revise(now, Proposal(torch.tensor([2.0, 1.0]), 1, grow, 2))
+    assert layout.atoms(pattern).tolist() == [1, 13]
+
+
+def test_what_cannot_be_is_refused():
+    for wrong, name in [
+        (lambda: NM(4, 4), "n=4"), (lambda: NM(0, 4), "n=0"), (lambda: Complementary(1), "k=1"),
+        (lambda: Complementary(2, 0), "distance=0"), (lambda: Complementary(2, 4, "up"), "axis='up'"),
+        (lambda: KernelPattern("round"), "patterns='round'"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            wrong()
+    with pytest.raises(LayoutError, match="3 x 3, not 5 x 5"):
+        KernelPattern().for_layer("", (8, 8, 5, 5))
+    with pytest.raises(LayoutError, match=r"density of 0\.5; 0\.3"):
+        NM(2, 4).for_layer("", (8, 8)).fit((8, 8), 0.3)
+    with pytest.raises(LayoutError, match="at most 4/9"):
+        KernelPattern().for_layer("", (8, 8, 3, 3)).fit((8, 8, 3, 3), 0.5)
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+
+def test_a_sparsity_that_the_layout_does_not_have_is_refused_and_the_model_left_alone():
+    model = net()
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=r"sparsity=0\.9 cannot be met"):
+        ow.sparsify(model, sparsity=0.9, layout="nm(2, 4)", method="static")
+    assert list(model.modules()) == before
+
+
+def test_layers_without_a_place_stay_dense_and_say_why():
+    model = net()
+    sparsity = ow.sparsify(model, sparsity=0.6, layout=KernelPattern(), method="set")
+    assert list(sparsity.layers) == ["0"]
+    notes = "\n".join(sparsity.report().notes)
+    assert "2 stays dense" in notes
+    assert "not 1 x 1" in notes
+    with pytest.raises(LayoutError, match="linear layer"):
+        ow.sparsify(net(), sparsity=0.6, layout=KernelPattern(), method="set", force=["4"])
+
+
+def test_the_budget_shares_what_a_layout_of_one_density_leaves_free():
+    sparsity = ow.sparsify(net(), sparsity=0.5, layout="complementary(2, 4)", method="rigl", budget="erk")
+    for row in sparsity.report().rows:
+        assert row.asked == 0.5
+        assert row.layout == "Complementary(k=2, distance=4)"
