@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from openwork.data.augment import normalise, random_pad_crop_flip
+from openwork.data.efficient import DataEfficientSampler
 from openwork.data.images import Images, ImageSource
+from openwork.data.order import generator_of, shuffled
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -18,7 +20,8 @@ class BatchLoader:
     """An endless run of epochs over images in memory; one ``for`` loop is one epoch.
 
     Order and augmentation are functions of ``(seed, epoch, batch)`` alone and touch no global random state, so ``state_dict``
-    is two numbers and a resumed run sees exactly the batches that an uninterrupted one would have seen.
+    is two numbers and a resumed run sees exactly the batches that an uninterrupted one would have seen.  A sampler has a state
+    of its own, to be loaded first.
 
     Args:
         images: what is served.
@@ -26,37 +29,49 @@ class BatchLoader:
         batch_size: samples per batch.
         train: shuffle, augment, and drop a last batch that is not full; otherwise serve everything in order, as it is.
         seed: of order and augmentation.
+        sampler: which images each epoch has, and in what order; it brings its own seed of the order.
 
     Yields:
         ``(x float32 [N, C, H, W], y int64 [N], ids int64 [N])``; ids are positions in ``images``.
 
     Raises:
-        ValueError: ``batch_size`` is not positive, or a training set is smaller than one batch.
+        ValueError: ``batch_size`` is not positive, a training set is smaller than one batch, or a sampler does not fit both.
     """
 
-    def __init__(self, images: Images, source: ImageSource, batch_size: int, *, train: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        images: Images,
+        source: ImageSource,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        sampler: DataEfficientSampler | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1")
         if train and len(images) < batch_size:
             raise ValueError(f"batch_size={batch_size!r} must be at most the number of training images, {len(images)}")
+        if sampler is not None:
+            _check_sampler(sampler, images, batch_size, train)
         self.images = images
         self.source = source
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
+        self.sampler = sampler
         self.epoch = 0
         self.position = 0
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        whole, rest = divmod(len(self.images), self.batch_size)
-        return whole if self.train or not rest else whole + 1
+        """Batches in an epoch; once a sampler has removed images, in one of the epochs from then on."""
+        return self._batches(len(self.images if self.sampler is None else self.sampler))
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order(self.epoch)
         while True:
             epoch, position = self.epoch, self.position
-            last = position + 1 >= len(self)
+            last = position + 1 >= self._batches(len(order))
             # Move on before the batch is handed out: whoever saves the state after a step must find the next batch.
             self.epoch, self.position = (epoch + 1, 0) if last else (epoch, position + 1)
             yield self._batch(order, epoch, position)
@@ -78,22 +93,30 @@ class BatchLoader:
             raise ValueError(f"epoch={epoch}, position={position} is outside an epoch of {len(self)} batches")
         self.epoch, self.position = epoch, position
 
+    def _batches(self, count: int) -> int:
+        whole, rest = divmod(count, self.batch_size)
+        return whole if self.train or not rest else whole + 1
+
     def _order(self, epoch: int) -> Tensor:
         if not self.train:
             return torch.arange(len(self.images))
-        return torch.randperm(len(self.images), generator=_generator(self.seed, epoch, 0))
+        if self.sampler is not None:
+            return self.sampler.order(epoch)
+        return shuffled(torch.arange(len(self.images)), self.seed, epoch)
 
     def _batch(self, order: Tensor, epoch: int, position: int) -> Batch:
         ids = order[position * self.batch_size : (position + 1) * self.batch_size]
         pixels = self.images.pixels[ids]
         if self.train:
-            generator = _generator(self.seed, epoch, position + 1)
+            generator = generator_of(self.seed, epoch, position + 1)
             pixels = random_pad_crop_flip(pixels, self.source.pad, self.source.flip, generator)
         return normalise(pixels, self.source.normalisation), self.images.labels[ids], ids
 
 
-def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
-    """A generator of its own for every (seed, epoch, stream)."""
-    # Multiplying by odd constants keeps the keys apart; the generator scrambles its seed itself.
-    key = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
-    return torch.Generator().manual_seed(key)
+def _check_sampler(sampler: DataEfficientSampler, images: Images, batch_size: int, train: bool) -> None:
+    if not train:
+        raise ValueError("sampler must be None where train=False: evaluation serves all images")
+    if sampler.events.n_examples != len(images):
+        raise ValueError(f"sampler is for {sampler.events.n_examples} examples, there are {len(images)} training images")
+    if sampler.at_least < batch_size:
+        raise ValueError(f"sampler keeps at_least={sampler.at_least} images, but an epoch needs one batch of {batch_size}")
