@@ -78,6 +78,13 @@ def test_layers_used_twice_or_never():
     assert flops(nn.Sequential(nn.Linear(2, 3)), (torch.zeros(2),)).forward == 12
 
 
+def test_a_transformer_is_not_counted_on_a_fast_path_and_says_what_is_missing():
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    found = flops(model, torch.zeros(2, 5, 16))
+    assert {row.layer: row.positions for row in found.layers} == {"self_attn.out_proj": 0, "linear1": 10, "linear2": 10}
+    assert "not counted: self_attn.out_proj" in str(found)
+
+
 class Restless(nn.Module):
     """Whatever a forward pass may leave behind."""
 

@@ -98,6 +98,8 @@ class Flops:
         table.add_section()
         table.add_row("total", "", "", "", f"{self.forward:,}", f"{self.dense_forward:,}", f"{self.ratio:.4f}")
         yield table
+        if unused := [layer.layer for layer in self.layers if not layer.positions]:
+            yield f"never called by the model itself, so not counted: {', '.join(unused)}"
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -111,8 +113,8 @@ def flops(model: nn.Module, input: Any) -> Flops:
     A multiply-accumulate is 2 FLOPs.  A layer takes one for each of its active weights and each of its output positions
     (transposed convolutions: input positions), padding included, as is usual.  Not counted: biases, norms, activations, losses,
     and products outside of these layers, such as attention's scores and weights that ``nn.MultiheadAttention`` uses directly; a
-    layer that was never called shows with 0 positions.  A training step is taken as three forward passes, the first layer's
-    input gradient included, as the literature does (RigL, App. H; MEST, Table 2).
+    layer that was never called shows with 0 positions and in a note.  A training step is taken as three forward passes, the first
+    layer's input gradient included, as the literature does (RigL, App. H; MEST, Table 2).
 
     The pass runs without gradients and in evaluation mode; modes, gradients, buffers and torch's random state are as before.
 
