@@ -113,7 +113,7 @@ def flops(model: nn.Module, input: Any) -> Flops:
     A multiply-accumulate is 2 FLOPs.  A layer takes one for each of its active weights and each of its output positions
     (transposed convolutions: input positions), padding included, as is usual.  Not counted: biases, norms, activations, losses,
     and products outside of these layers, such as attention's scores and weights that ``nn.MultiheadAttention`` uses directly; a
-    layer that was never called shows with 0 positions and in a note.  A training step is taken as three forward passes, the first
+    layer that was never called shows with 0 positions and in a note.  A training step counts as three forward passes, the first
     layer's input gradient included, as the literature does (RigL, App. H; MEST, Table 2).
 
     The pass runs without gradients and in evaluation mode; modes, gradients, buffers and torch's random state are as before.

@@ -10,7 +10,6 @@ from typing import Any
 from openwork.analysis.flops import Flops
 from openwork.budgets import is_number
 from openwork.methods import DSB, Method
-from openwork.methods.drop_grow import DropGrow
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,10 @@ def training_flops(
     name = known.get(_plain(method if isinstance(method, str) else type(method).__name__))
     if name is None:
         raise ValueError(f"method={method!r} is unknown; known: {', '.join(FORMULAS)}")
-    if isinstance(method, DropGrow) and interval is None:
-        interval = method.interval
+    if isinstance(method, Method) and interval is None:
+        interval = getattr(method, "interval", None)
+    if name == "mest" and getattr(method, "mode", None) == "soft":
+        name = "mest_soft"
     if isinstance(method, DSB):
         name = "rigl" if method.grow == "gradient" else name
         if update is None and isinstance(cost, Flops):
