@@ -257,7 +257,7 @@ def sparsify(
     for name, module in dense_layers.items():
         choose(module.weight.device, module.weight.dtype, kernel)
         place = own[name]
-        count = place.fit(shapes[name], shares[name])
+        count = place.fit(shapes[name], method.initial_density(shares[name]))
         if count == 0 and shares[name] > 0:
             raise ValueError(f"sparsity={sparsity} leaves {name!r} of shape {shapes[name]} without a single unit of {place!r}")
         pattern = place.initial(shapes[name], count, module.weight, generator)

@@ -67,6 +67,17 @@ class SparseLayer:
         """The mean ``|w|`` of every active atom."""
         return self.layout.pool(self.now, self._absolute())
 
+    def units(self, density: float) -> int:
+        """The units that make up ``density``."""
+        return self.layout.fit(self.module.dense_dims, density)
+
+    def importances(self, gradient_weight: float) -> Tensor:
+        """The mean ``|w| + |gradient_weight * dL/dw|`` of every active atom."""
+        gradient = self.module.values.grad
+        if gradient is None or not gradient_weight:
+            return self.magnitudes()
+        return self.layout.pool(self.now, self._absolute() + (gradient_weight * gradient.detach()).abs().cpu())
+
     def weights(self) -> Tensor:
         """``|w|`` of every active weight."""
         return self._absolute()[self._stored()]

@@ -5,13 +5,25 @@ from itertools import pairwise
 
 import pytest
 import torch
-from combinations import BACKENDS, LAYOUTS, METHODS, OPTIMIZERS, Net, batch, by_position, default_sparsity, positions, start
+from combinations import (
+    BACKENDS,
+    LAYOUTS,
+    METHODS,
+    OPTIMIZERS,
+    Net,
+    batch,
+    by_position,
+    default_sparsity,
+    positions,
+    refused,
+    start,
+)
 
 import openwork as ow
 
 STEPS = 7
 
-MOVING = [make for make in METHODS if isinstance(make(), ow.methods.DropGrow)]
+MOVING = [make for make in METHODS if not isinstance(make(), ow.methods.Static)]
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=repr)
 methods = pytest.mark.parametrize("method", METHODS, ids=lambda make: make.label)
@@ -59,9 +71,10 @@ def test_counts_and_structure_hold_after_every_update(layout, method, backend):
     sparsity = default_sparsity(layout)
     wanted = {name: size - math.floor(sparsity * size + 1e-9) for name, size in sizes.items()}
     begun = {}
+    soft = getattr(run.sparsity.method, "mode", None) == "soft"  # the counts of this one are a test of its own
     for name, module in run.sparsity.layers.items():
         pattern, own = module.pattern, layout_of(layout, name, module)
-        if own.density is None:
+        if own.density is None and not soft:
             unit = own.block[0] * own.block[1]
             if isinstance(layout, ow.layouts.KernelPattern):
                 unit *= pattern.shape[0]  # a kernel more in every filter
@@ -74,7 +87,8 @@ def test_counts_and_structure_hold_after_every_update(layout, method, backend):
             pattern, own = module.pattern, layout_of(layout, name, module)
             assert_structure(pattern, layout)
             own.check(pattern, held[name]["count"])
-            assert (pattern.nnz, n_blocks(pattern, own), pattern.value_shape) == begun[name]
+            if not soft:
+                assert (pattern.nnz, n_blocks(pattern, own), pattern.value_shape) == begun[name]
             assert len(positions(pattern)) == pattern.nnz
             padded = pattern.positions < 0
             assert not module.values[padded].any(), "padding stays 0"
@@ -194,6 +208,8 @@ def test_same_seed_same_topology(layout, method, backend):
 @methods
 def test_the_global_random_state_is_left_alone(method):
     for layout in LAYOUTS:
+        if refused(layout, method()):
+            continue
         torch.manual_seed(7)
         model = Net()
         before = torch.get_rng_state()

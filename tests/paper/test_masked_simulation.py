@@ -1,4 +1,4 @@
-"""RigL and SET against simulations that hold every weight and a 0/1 mask, written from the papers alone."""
+"""RigL and SET against simulations that hold every weight and a 0/1 mask, step by step."""
 
 from __future__ import annotations
 
@@ -8,133 +8,34 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from simulation import assert_agree, begin, train_step
+from torch import nn
 
 import openwork as ow
 
 STEPS, INTERVAL, END, ALPHA = 200, 10, 170, 0.3
-LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-3
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 6, 3, stride=2, padding=1)
-        self.hidden = nn.Linear(6 * 9, 20)
-        self.out = nn.Linear(20, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # tanh leaves no gradient at exactly 0, so that no ranking hangs on a tie.
-        return self.out(torch.tanh(self.hidden(torch.tanh(self.conv(x)).flatten(1))))
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(8, 2, 6, 6, generator=generator, dtype=torch.float64)
-    return x, torch.randint(5, (8,), generator=generator)
-
-
-class Simulation:
-    """Dense tensors, masks, and SGD with momentum and weight decay on what the masks leave."""
-
-    def __init__(self, model: Net, masks: dict[str, Tensor]) -> None:
-        self.masks = {name: mask.clone() for name, mask in masks.items()}
-        self.params = {name: p.detach().clone() for name, p in model.named_parameters()}
-        for name in masks:
-            self.params[f"{name}.weight"] *= masks[name]
-        self.velocity = {name: torch.zeros_like(p) for name, p in self.params.items()}
-
-    def gradients(self, step: int) -> dict[str, Tensor]:
-        """The dense gradients, at inactive positions too."""
-        p = {name: tensor.clone().requires_grad_() for name, tensor in self.params.items()}
-        x, y = batch(step)
-        h = torch.tanh(F.conv2d(x, p["conv.weight"], p["conv.bias"], stride=2, padding=1)).flatten(1)
-        h = torch.tanh(h @ p["hidden.weight"].T + p["hidden.bias"])
-        F.cross_entropy(h @ p["out.weight"].T + p["out.bias"], y).backward()
-        return {name: tensor.grad for name, tensor in p.items()}
-
-    def sgd(self, gradients: dict[str, Tensor]) -> None:
-        for name, p in self.params.items():
-            layer = name.removesuffix(".weight")
-            g = gradients[name] + DECAY * p
-            self.velocity[name] = MOMENTUM * self.velocity[name] + g
-            if layer in self.masks and name.endswith(".weight"):
-                self.velocity[name] *= self.masks[layer]
-            p -= LR * self.velocity[name]
-
-    def n_drop(self, step: int, layer: str) -> int:
-        share = ALPHA / 2 * (1 + math.cos(math.pi * step / END))
-        return int(share * int(self.masks[layer].sum()))
-
-    def kept(self, step: int, layer: str) -> Tensor:
-        """The mask without the smallest magnitudes."""
-        mask = self.masks[layer].flatten().clone()
-        magnitude = self.params[f"{layer}.weight"].abs().flatten()
-        active = mask.nonzero().flatten()
-        order = active[magnitude[active].argsort(stable=True)]
-        mask[order[: self.n_drop(step, layer)]] = False
-        return mask.view(self.masks[layer].shape)
-
-    def move(self, layer: str, mask: Tensor) -> None:
-        """Survivors as they are; what is new or gone is 0 in weight and momentum."""
-        survivors = mask & self.masks[layer]
-        self.params[f"{layer}.weight"] *= survivors
-        self.velocity[f"{layer}.weight"] *= survivors
-        self.masks[layer] = mask
 
 
 def is_update(step: int) -> bool:
     return 0 < step < END and step % INTERVAL == 0
 
 
-def begin(method: str):
-    model = Net().double()
-    dense = Net().double()
-    dense.load_state_dict(model.state_dict())
-    sparsity = ow.sparsify(
-        model,
-        sparsity=0.7,
-        layout="unstructured",
-        method=getattr(ow.methods, method)(interval=INTERVAL, end=END, drop_fraction=ALPHA),
-        kernel="reference",
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
-    sparsity.attach(optimizer)
-    masks = {name: m.pattern.mask().view(m.dense_dims) for name, m in sparsity.layers.items()}
-    return model, sparsity, optimizer, Simulation(dense, masks)
-
-
-def train_step(model, optimizer, step):
-    x, y = batch(step)
-    loss = F.cross_entropy(model(x), y)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def assert_agree(model, sparsity, optimizer, simulation):
-    close = {"rtol": 0, "atol": 1e-10}
-    for name, module in sparsity.layers.items():
-        mask = simulation.masks[name]
-        assert torch.equal(module.pattern.mask().view(mask.shape), mask)
-        torch.testing.assert_close(module.dense_weight().detach(), simulation.params[f"{name}.weight"], **close)
-        velocity = optimizer.state[module.values]["momentum_buffer"]
-        dense = module.pattern.unpack(velocity).view(mask.shape)
-        torch.testing.assert_close(dense, simulation.velocity[f"{name}.weight"], **close)
-        torch.testing.assert_close(module.bias.detach(), simulation.params[f"{name}.bias"], **close)
+def n_drop(simulation, step, layer):
+    share = ALPHA / 2 * (1 + math.cos(math.pi * step / END))
+    return int(share * int(simulation.masks[layer].sum()))
 
 
 def test_rigl_is_the_masked_simulation_step_by_step():
-    model, sparsity, optimizer, simulation = begin("RigL")
+    model, sparsity, optimizer, simulation = begin(ow.methods.RigL(interval=INTERVAL, end=END, drop_fraction=ALPHA))
     moved = 0
     for step in range(STEPS):
         gradients = simulation.gradients(step)
         if is_update(step):
             for layer in simulation.masks:
-                mask = simulation.kept(step, layer).flatten()
+                mask = simulation.without_lowest(layer, n_drop(simulation, step, layer)).flatten()
                 candidates = (~mask).nonzero().flatten()
                 size = gradients[f"{layer}.weight"].abs().flatten()[candidates]
-                grown = candidates[size.argsort(descending=True, stable=True)[: simulation.n_drop(step, layer)]]
+                grown = candidates[size.argsort(descending=True, stable=True)[: n_drop(simulation, step, layer)]]
                 mask[grown] = True
                 mask = mask.view(simulation.masks[layer].shape)
                 moved += int((mask & ~simulation.masks[layer]).sum())
@@ -142,29 +43,29 @@ def test_rigl_is_the_masked_simulation_step_by_step():
         else:
             simulation.sgd(gradients)
         train_step(model, optimizer, step)
-        assert_agree(model, sparsity, optimizer, simulation)
+        assert_agree(sparsity, optimizer, simulation)
     assert moved > 200, "the comparison saw many moves"
 
 
 def test_set_is_the_masked_simulation_step_by_step():
-    model, sparsity, optimizer, simulation = begin("SET")
+    model, sparsity, optimizer, simulation = begin(ow.methods.SET(interval=INTERVAL, end=END, drop_fraction=ALPHA))
     moved = 0
     for step in range(STEPS):
         simulation.sgd(simulation.gradients(step))
         train_step(model, optimizer, step)
         if is_update(step):
             for layer, module in sparsity.layers.items():
-                before, kept = simulation.masks[layer], simulation.kept(step, layer)
+                before, kept = simulation.masks[layer], simulation.without_lowest(layer, n_drop(simulation, step, layer))
                 mask = module.pattern.mask().view(before.shape)
                 grown = mask & ~kept
                 assert (mask & kept).equal(kept), "only the smallest fall"
-                assert int(grown.sum()) == simulation.n_drop(step, layer), "exactly as many grow, none of them twice"
+                assert int(grown.sum()) == n_drop(simulation, step, layer), "exactly as many grow, none of them twice"
                 # Erdos-Renyi-Kernel leaves the convolution with fewer free places than are dropped at first.
                 room = int((~before).sum())
-                assert int((grown & ~before).sum()) == min(room, simulation.n_drop(step, layer)), "what is free grows first"
+                assert int((grown & ~before).sum()) == min(room, n_drop(simulation, step, layer)), "what is free grows first"
                 moved += int(grown.sum())
                 simulation.move(layer, mask)
-        assert_agree(model, sparsity, optimizer, simulation)
+        assert_agree(sparsity, optimizer, simulation)
     assert moved > 200
 
 

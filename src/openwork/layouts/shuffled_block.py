@@ -130,7 +130,8 @@ class ShuffledBlock(RefitLayout):
         kept = np.delete(np.arange(len(active)), lowest(keep, proposal.n_drop))
         ids = proposal.grow.ids.numpy()
         ids = ids[np.argsort(-proposal.grow.value.numpy(), kind="stable")]
-        fresh = ids[(ids >= 0) & ~np.isin(ids, active[kept])][: len(active) - len(kept)]
+        wanted = len(active) + -(-(self.weights_of(now.shape, proposal.count) - now.nnz) // self.m)
+        fresh = ids[(ids >= 0) & ~np.isin(ids, active[kept])][: max(0, wanted - len(kept))]
         lift = max(keep.max(initial=0.0), np.finfo(np.float32).tiny)
         vectors = np.concatenate([active[kept], fresh])
         score = np.concatenate([keep[kept], np.full(len(fresh), lift)])

@@ -20,6 +20,13 @@ class Layer(Protocol):
         """Units that the layer holds, to be handed on in the proposal (or changed there)."""
 
     @property
+    def density(self) -> float:
+        """Of the asked sparsity; the layer may hold more or fewer units at present."""
+
+    def units(self, density: float) -> int:
+        """The units that make up ``density``, as the layout counts."""
+
+    @property
     def block(self) -> tuple[int, int]:
         """Rows and columns of a unit of the layer's layout."""
 
@@ -33,6 +40,9 @@ class Layer(Protocol):
 
     def magnitudes(self) -> Tensor:
         """The mean ``|w|`` of every active atom."""
+
+    def importances(self, gradient_weight: float) -> Tensor:
+        """The mean ``|w| + |gradient_weight * dL/dw|`` of every active atom, with the gradient of the step just done."""
 
     def weights(self) -> Tensor:
         """``|w|`` of every active weight, in storage order."""
@@ -66,6 +76,10 @@ class Method(ABC):
     needs: frozenset[Evidence] = frozenset()
     replaces_step: bool = False
     total_steps: int | None = None
+
+    def initial_density(self, density: float) -> float:
+        """The density that a layer of target ``density`` begins with."""
+        return density
 
     @abstractmethod
     def due(self, step: int) -> bool:
