@@ -158,6 +158,14 @@ def test_formulas_of_the_methods():
     assert training_flops("gse", cost, interval=1000, update=0.1) == pytest.approx(0.3001)
 
 
+def test_mest_is_asked_for_its_soft_bound():
+    cost = (0.1, 1.0)
+    assert training_flops(ow.methods.MEST("elastic"), cost) == training_flops("mest", cost)
+    assert training_flops(ow.methods.MEST("soft"), cost, wide=0.15) == training_flops("mest_soft", cost, wide=0.15)
+    with pytest.raises(ValueError, match="wide=None"):
+        training_flops(ow.methods.MEST("soft"), cost)
+
+
 def test_topology_updates_of_dsb_and_gse_by_hand():
     model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 8))
     ow.sparsify(
