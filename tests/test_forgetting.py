@@ -347,7 +347,7 @@ def test_a_batch_loader_with_a_sampler_is_the_same_until_examples_go():
     source = Digits(normalisation="none")
     sampler = DataEfficientSampler(events_with(COUNTS), 2, threshold=0, at_least=3, seed=5)
     plain = BatchLoader(images(10), source, 3, train=True, seed=5)
-    loader = BatchLoader(images(10), source, 3, train=True, seed=5, sampler=sampler)
+    loader = BatchLoader(images(10), source, 3, train=True, seed=5, selection=sampler)
     for _ in range(2):
         assert len(loader) == 3
         assert [ids.tolist() for *_, ids in loader] == [ids.tolist() for *_, ids in plain]
@@ -359,12 +359,12 @@ def test_a_batch_loader_with_a_sampler_is_the_same_until_examples_go():
 
 def test_a_batch_loader_refuses_a_sampler_that_does_not_fit():
     source, sampler = Digits(), DataEfficientSampler(ForgettingEvents(10), 1, threshold=0, at_least=4)
-    with pytest.raises(ValueError, match="sampler is for 10 examples, there are 11 training images"):
-        BatchLoader(images(11), source, 3, train=True, sampler=sampler)
-    with pytest.raises(ValueError, match="sampler keeps at_least=4 images, but an epoch needs one batch of 5"):
-        BatchLoader(images(10), source, 5, train=True, sampler=sampler)
-    with pytest.raises(ValueError, match="sampler must be None where train=False"):
-        BatchLoader(images(10), source, 3, train=False, sampler=sampler)
+    with pytest.raises(ValueError, match="selection is for 10 examples, there are 11 training images"):
+        BatchLoader(images(11), source, 3, train=True, selection=sampler)
+    with pytest.raises(ValueError, match="selection keeps at_least=4 images, but an epoch needs one batch of 5"):
+        BatchLoader(images(10), source, 5, train=True, selection=sampler)
+    with pytest.raises(ValueError, match="selection must be None where train=False"):
+        BatchLoader(images(10), source, 3, train=False, selection=sampler)
 
 
 def test_expected_speedup_has_the_papers_numbers():

@@ -1,6 +1,9 @@
 """The training command: end to end on digits, resumed bit for bit, stopped by a signal, and refusing nonsense."""
 
+import contextlib
 import csv
+import io
+import itertools
 import re
 import shlex
 import signal
@@ -16,6 +19,7 @@ from torch import nn
 
 import openwork as ow
 from openwork.cli import main
+from openwork.train import OneCycle
 from openwork.train.arguments import parse
 from openwork.train.checkpoint import read_checkpoint
 from openwork.train.classifier import Classifier
@@ -150,6 +154,134 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch, capsys,
     assert rows(folder / "topology.csv") == rows(whole / "topology.csv")
 
 
+# Two epochs on all 1437 images, two on the 937 that are not the easiest.
+EFFICIENT = [
+    *RIGL, "--epochs", "4", "--dense_twin", "false", "--sparsity", "0.5", "--optimizer.lr", "0.2",
+    "--data_efficiency", "{start: 2, remove: 500}",
+]  # fmt: skip
+SHORT = 4  # 937 images in batches of 200
+
+
+@pytest.fixture(scope="module")
+def efficient(tmp_path_factory):
+    """A run that removes examples and that nothing interrupts; and what each step of it saw."""
+    seen, scores = [], []
+    step, forward = Classifier.training_step, Classifier.forward
+
+    def watched_forward(self, x):
+        scores.append(forward(self, x))
+        return scores[-1]
+
+    def watched_step(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        right = (scores[-1].detach().argmax(1) == batch[1]).tolist()
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        seen.append((dict(zip(batch[2].tolist(), right, strict=True)), rate, self.sparsity.method.total_steps))
+        return loss
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(Classifier, "forward", watched_forward)
+        patch.setattr(Classifier, "training_step", watched_step)
+        folder = run(tmp_path_factory.mktemp("efficient"), "run", *EFFICIENT)
+    return folder, seen, printed.getvalue()
+
+
+def test_the_easiest_examples_go_and_everything_follows_the_shorter_epochs(efficient):
+    folder, seen, printed = efficient
+    assert len(seen) == 2 * STEPS + 2 * SHORT
+    history = [[] for _ in range(1437)]
+    for right, *_ in seen[: 2 * STEPS]:
+        for i, value in right.items():
+            history[i].append(value)
+    forgotten = [sum(a and not b for a, b in itertools.pairwise(values)) for values in history]
+    learned = [i for i, values in enumerate(history) if any(values)]
+    assert len(learned) > 500
+    removed = set(sorted(learned, key=lambda i: (forgotten[i], i))[:500])
+    for epoch in (seen[2 * STEPS : 2 * STEPS + SHORT], seen[2 * STEPS + SHORT :]):
+        ids = [i for right, *_ in epoch for i in right]
+        assert len(ids) == len(set(ids)) == 200 * SHORT
+        assert not removed & set(ids)
+
+    times = [(step + 0.5) / STEPS for step in range(2 * STEPS)] + [2 + (step + 0.5) / SHORT for step in range(2 * SHORT)]
+    assert [rate for _, rate, _ in seen] == pytest.approx([0.2 * OneCycle().factor(time, 4) for time in times], rel=1e-12)
+    assert [steps for *_, steps in seen] == [28] * 2 * STEPS + [22] * 2 * SHORT
+    # Three quarters of 22 steps, not of 28.
+    assert sorted({int(row["step"]) for row in rows(folder / "topology.csv")}) == [5, 10, 15]
+
+    table = rows(folder / "metrics.csv")
+    assert [row["step"] for row in table] == ["7", "14", "18", "22"]
+    assert [row["examples"] for row in table] == ["1437", "1437", "937", "937"]
+    assert [row["removed"] for row in table] == ["0", "0", "500", "500"]
+    assert float(table[3]["removed_share"]) == pytest.approx(500 / 1437)
+    unforgettable = sum(not forgotten[i] for i in learned)
+    assert float(table[1]["unforgettable_share"]) == pytest.approx(unforgettable / 1437)
+    assert float(table[1]["never_learned_share"]) == pytest.approx(1 - len(learned) / 1437)
+    assert "4 epochs of 7 steps, fewer from epoch 3 on" in printed
+    said = " ".join(printed.split())
+    assert "Epoch 3: 500 of 1,437 examples removed (34.8 %); 4 steps an epoch from here" in said
+    assert "the whole run sees 1.211 times fewer examples" in said
+
+
+@pytest.mark.parametrize("step", [4, 2 * STEPS - 1, 2 * STEPS, 2 * STEPS + 1, 2 * STEPS + SHORT, 2 * STEPS + SHORT + 3])
+def test_a_run_that_removes_examples_resumes_bit_for_bit(efficient, tmp_path, monkeypatch, step):
+    """Stopped while events are counted, as the examples are chosen, and within and after epochs without the easy ones."""
+    whole, _, _ = efficient
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        kill_after(patch, step)
+        assert main(["train", *SMALL, "--run_dir", str(folder), *EFFICIENT]) == 128 + signal.SIGTERM
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert rows(folder / "metrics.csv") == rows(whole / "metrics.csv")
+    assert rows(folder / "topology.csv") == rows(whole / "topology.csv")
+    expected, found = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, folder))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "sparsity", "random_state", "data_efficiency", "loader"):
+        assert same(found[key], expected[key]), key
+
+
+def test_nothing_moves_before_examples_go_and_a_given_length_stays(tmp_path, monkeypatch):
+    lengths = set()
+    plain = Classifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.sparsity is not None:
+            lengths.add(self.sparsity.method.total_steps)
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    options = [
+        "--epochs",
+        "3",
+        "--method",
+        "RigL",
+        "--method.interval",
+        "5",
+        "--method.total_steps",
+        "40",
+        "--method.end",
+        "0.5",
+    ]
+    without = run(tmp_path, "without", *options)
+    with_it = run(tmp_path, "with", *options, "--data_efficiency.start", "2", "--data_efficiency.threshold", "0")
+    assert lengths == {40}
+    for part in ("", "dense"):
+        before, after = rows(without / part / "metrics.csv"), rows(with_it / part / "metrics.csv")
+        assert [{name: row[name] for name in before[0]} for row in after[:2]] == before[:2]
+        assert "removed" not in before[0]
+    # Each model has its own events: the dense one learns faster here.
+    assert int(after[2]["removed"]) > int(rows(with_it / "metrics.csv")[2]["removed"]) > 0
+
+
+def test_a_checkpoint_without_events_is_refused(tmp_path, capsys):
+    folder = run(tmp_path, "run", "--dense_twin", "false")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config + "data_efficiency: {start: 1, threshold: 0}\n")
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder / "checkpoints" / "best.ckpt")]) == 2
+    assert "has no forgetting events" in capsys.readouterr().err
+
+
 def test_resume_from_a_named_checkpoint_and_of_a_finished_run(tmp_path):
     whole = run(tmp_path, "whole", "--checkpoint_every", "3", "--dense_twin", "false")
     metrics, last = rows(whole / "metrics.csv"), read_checkpoint(whole / "checkpoints" / "last.ckpt")
@@ -240,6 +372,14 @@ def test_defaults_of_one_class_are_not_mixed_into_another():
         (["--layout", "nonsense"], "layout='nonsense' is unknown; known:"),
         (["--layout", "out_vector()"], "layout='out_vector()' does not fit OutVector"),
         (["--method.drop_fraction", "2"], "drop_fraction=2.0 must be a number strictly between 0 and 1"),
+        (["--data_efficiency", "{start: 15, threshold: 0}"], "data_efficiency.start=15 must be less than epochs=15"),
+        (["--data_efficiency.start", "3"], "exactly one of threshold and remove must be given"),
+        (["--data_efficiency", "{start: 0, remove: 9}"], "start=0 must be a whole number of epochs, at least 1"),
+        (
+            ["--data_efficiency", "{start: 3, remove: 1437}"],
+            "remove=1437 must be less than the number of training examples, 1437",
+        ),
+        (["--data_efficiency", "{start: 3, remove: 9}", "--batch_size", "2000"], "batch_size=2000 must be at most"),
         (["--batch_size", "2000"], "batch_size=2000 must be at most the number of training images, 1437"),
         (["--model", "CifarResNet"], "model=CifarResNet does not take images of shape (1, 8, 8)"),
         (["--model", "DigitsNet", "--model.num_classes", "7"], "the data have 10 classes"),
@@ -330,6 +470,16 @@ def test_the_documented_python_runs(tmp_path, monkeypatch):
     names = {}
     exec(text.replace("epochs=5", "epochs=1, progress=False, batch_size=200"), names)
     assert names["result"].sparse.trained < 0.3 * names["result"].dense.trained
+
+
+def test_the_documented_loop_removes_examples(capsys):
+    text = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[1]
+    torch.manual_seed(0)
+    names = {}
+    exec(text, names)
+    sampler, events = names["sampler"], names["events"]
+    assert 0 < sampler.removed < 500
+    assert f"{sampler.removed} examples removed, {events.n_unforgettable} unforgettable" in capsys.readouterr().out
 
 
 def test_a_truncated_checkpoint_of_a_run_is_one_clear_line(tmp_path, monkeypatch, capsys):

@@ -20,8 +20,8 @@ class BatchLoader:
     """An endless run of epochs over images in memory; one ``for`` loop is one epoch.
 
     Order and augmentation are functions of ``(seed, epoch, batch)`` alone and touch no global random state, so ``state_dict``
-    is two numbers and a resumed run sees exactly the batches that an uninterrupted one would have seen.  A sampler has a state
-    of its own, to be loaded first.
+    is two numbers and a resumed run sees exactly the batches that an uninterrupted one would have seen.  A selection has its
+    own state, to be loaded first.
 
     Args:
         images: what is served.
@@ -29,13 +29,13 @@ class BatchLoader:
         batch_size: samples per batch.
         train: shuffle, augment, and drop a last batch that is not full; otherwise serve everything in order, as it is.
         seed: of order and augmentation.
-        sampler: which images each epoch has, and in what order; it brings its own seed of the order.
+        selection: which images each epoch has, and in what order; it brings its own seed of the order.
 
     Yields:
         ``(x float32 [N, C, H, W], y int64 [N], ids int64 [N])``; ids are positions in ``images``.
 
     Raises:
-        ValueError: ``batch_size`` is not positive, a training set is smaller than one batch, or a sampler does not fit both.
+        ValueError: ``batch_size`` is not positive, a training set is smaller than one batch, or ``selection`` does not fit.
     """
 
     def __init__(
@@ -46,26 +46,27 @@ class BatchLoader:
         *,
         train: bool,
         seed: int = 0,
-        sampler: DataEfficientSampler | None = None,
+        selection: DataEfficientSampler | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1")
         if train and len(images) < batch_size:
             raise ValueError(f"batch_size={batch_size!r} must be at most the number of training images, {len(images)}")
-        if sampler is not None:
-            _check_sampler(sampler, images, batch_size, train)
+        if selection is not None:
+            _check_selection(selection, images, batch_size, train)
         self.images = images
         self.source = source
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
-        self.sampler = sampler
+        # Not called sampler: Lightning takes what has one for torch's own loader.
+        self.selection = selection
         self.epoch = 0
         self.position = 0
 
     def __len__(self) -> int:
-        """Batches in an epoch; once a sampler has removed images, in one of the epochs from then on."""
-        return self._batches(len(self.images if self.sampler is None else self.sampler))
+        """Batches in an epoch; once a selection has removed images, in one of the epochs from then on."""
+        return self._batches(len(self.images if self.selection is None else self.selection))
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order(self.epoch)
@@ -100,8 +101,8 @@ class BatchLoader:
     def _order(self, epoch: int) -> Tensor:
         if not self.train:
             return torch.arange(len(self.images))
-        if self.sampler is not None:
-            return self.sampler.order(epoch)
+        if self.selection is not None:
+            return self.selection.order(epoch)
         return shuffled(torch.arange(len(self.images)), self.seed, epoch)
 
     def _batch(self, order: Tensor, epoch: int, position: int) -> Batch:
@@ -113,10 +114,10 @@ class BatchLoader:
         return normalise(pixels, self.source.normalisation), self.images.labels[ids], ids
 
 
-def _check_sampler(sampler: DataEfficientSampler, images: Images, batch_size: int, train: bool) -> None:
+def _check_selection(selection: DataEfficientSampler, images: Images, batch_size: int, train: bool) -> None:
     if not train:
-        raise ValueError("sampler must be None where train=False: evaluation serves all images")
-    if sampler.events.n_examples != len(images):
-        raise ValueError(f"sampler is for {sampler.events.n_examples} examples, there are {len(images)} training images")
-    if sampler.at_least < batch_size:
-        raise ValueError(f"sampler keeps at_least={sampler.at_least} images, but an epoch needs one batch of {batch_size}")
+        raise ValueError("selection must be None where train=False: evaluation serves all images")
+    if selection.events.n_examples != len(images):
+        raise ValueError(f"selection is for {selection.events.n_examples} examples, there are {len(images)} training images")
+    if selection.at_least < batch_size:
+        raise ValueError(f"selection keeps at_least={selection.at_least} images, but an epoch needs one batch of {batch_size}")

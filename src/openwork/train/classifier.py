@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from openwork.data.efficient import DataEfficientSampler
 from openwork.data.loader import Batch, BatchLoader
 from openwork.sparsify import Sparsity
-from openwork.train.checkpoint import random_state, set_random_state
+from openwork.train.checkpoint import CheckpointError, random_state, set_random_state
+from openwork.train.data_efficiency import Timetable
 from openwork.train.learning_rate import LearningRate
 from openwork.train.settings import OptimizerFactory
 
@@ -50,7 +52,7 @@ class Classifier(pl.LightningModule):
         optimizer: makes the optimizer; the sparsity is attached to it.
         learning_rate: how the learning rate moves.
         epochs: epochs of the run.
-        steps_per_epoch: steps in each of them.
+        loader: the training images; where it has a selection, forgetting events are counted for it.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Classifier(pl.LightningModule):
         optimizer: OptimizerFactory,
         learning_rate: LearningRate,
         epochs: int,
-        steps_per_epoch: int,
+        loader: BatchLoader,
     ) -> None:
         super().__init__()
         self.model = model
@@ -68,7 +70,8 @@ class Classifier(pl.LightningModule):
         self.make_optimizer = optimizer
         self.learning_rate = learning_rate
         self.epochs = epochs
-        self.steps_per_epoch = steps_per_epoch
+        self.loader = loader
+        self.full = len(loader)
         self.seen = Running()
         self.tested = Running()
         self._resumed: dict[str, Any] | None = None
@@ -86,14 +89,14 @@ class Classifier(pl.LightningModule):
         if self.sparsity is not None:
             self.sparsity.attach(optimizer)
         # A step stands for its middle: neither the first step of a warm-up nor the last of a decay has a factor of 0.
-        schedule = LambdaLR(optimizer, lambda step: self.learning_rate.factor((step + 0.5) / self.steps_per_epoch, self.epochs))
+        schedule = LambdaLR(optimizer, lambda step: self.learning_rate.factor(self.timetable.epoch(step + 0.5), self.epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Data and random numbers go on where the checkpoint left them."""
         if self._resumed is not None:
             # Lightning puts the loader back too, but not after a whole epoch.
-            self._loader.load_state_dict(self._resumed["loader"])
+            self.loader.load_state_dict(self._resumed["loader"])
             set_random_state(self._resumed["random_state"])
             self._resumed = None
 
@@ -103,10 +106,12 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        x, y, _ = batch
+        x, y, ids = batch
         scores = self(x)
         loss = F.cross_entropy(scores, y)
         self.seen.add(loss, scores, y)
+        if self.loader.selection is not None:
+            self.loader.selection.events.record(ids, scores, y)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -115,6 +120,23 @@ class Classifier(pl.LightningModule):
         self.rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         super().optimizer_step(*args, **kwargs)
         self.topology_changed = self.sparsity is not None and self.sparsity.last_update is not before
+        sampler = self.loader.selection
+        # The loader moves on before it hands out a batch: this was the last one of the epochs on all examples.  The learning
+        # rate and the checkpoint that follow belong to the time after.
+        if sampler is not None and not sampler.selected and self.loader.epoch >= sampler.start:
+            sampler.select()
+            self._shorten()
+
+    @property
+    def timetable(self) -> Timetable:
+        """When which step is made, as far as is known: until examples are removed, all epochs have as many steps."""
+        start = self.epochs if self.loader.selection is None else self.loader.selection.start
+        return Timetable(self.epochs, self.full, start, len(self.loader))
+
+    def _shorten(self) -> None:
+        """Tell a method that counts on the whole run's steps how many they have become."""
+        if self.sparsity is not None and self.sparsity.method.total_steps == self.epochs * self.full:
+            self.sparsity.method.total_steps = self.timetable.steps
 
     def on_validation_epoch_start(self) -> None:
         """Figures are per epoch."""
@@ -130,15 +152,13 @@ class Classifier(pl.LightningModule):
         """Hand the figures to whoever asks Lightning for them."""
         self.log("test_accuracy", self.tested.accuracy, logger=False)
 
-    @property
-    def _loader(self) -> BatchLoader:
-        loader = self.trainer.train_dataloader
-        assert isinstance(loader, BatchLoader)
-        return loader
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs to go on bit for bit."""
-        checkpoint["loader"] = self._loader.state_dict()
+        sampler = self.loader.selection
+        checkpoint["loader"] = self.loader.state_dict()
+        checkpoint["data_efficiency"] = None
+        if sampler is not None:
+            checkpoint["data_efficiency"] = {"events": sampler.events.state_dict(), "sampler": sampler.state_dict()}
         checkpoint["random_state"] = random_state()
         checkpoint["seen"] = dict(vars(self.seen))
         checkpoint["sparsity"] = None if self.sparsity is None else self.sparsity.state_dict()
@@ -147,8 +167,18 @@ class Classifier(pl.LightningModule):
         """Bring back the topology before the weights that belong to it."""
         self._resumed = {name: checkpoint[name] for name in ("loader", "random_state")}
         vars(self.seen).update(checkpoint["seen"])
+        if self.loader.selection is not None:
+            self._load_sampler(self.loader.selection, checkpoint.get("data_efficiency"))
         if self.sparsity is not None:
             self.sparsity.load_state_dict(checkpoint["sparsity"])
+
+    def _load_sampler(self, sampler: DataEfficientSampler, state: dict[str, Any] | None) -> None:
+        if state is None:
+            raise CheckpointError("the checkpoint has no forgetting events: its run was made without data_efficiency")
+        sampler.events.load_state_dict(state["events"])
+        sampler.load_state_dict(state["sampler"])
+        if sampler.selected:
+            self._shorten()
 
 
 def classifier(module: pl.LightningModule) -> Classifier:

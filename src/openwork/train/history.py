@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from openwork.analysis import Memory, active_parameters, memory
 from openwork.train.classifier import classifier
+from openwork.train.data_efficiency import FIGURES, epoch_figures
 from openwork.train.files import Table
 from openwork.update import Change
 
@@ -76,10 +77,11 @@ class History(pl.Callback):
     Args:
         folder: the run's folder.
         watch: times the steps.
+        data_efficient: whether examples are removed, which has columns of its own.
     """
 
-    def __init__(self, folder: Path, watch: Stopwatch) -> None:
-        self.metrics = Table(folder / "metrics.csv", EPOCH_COLUMNS)
+    def __init__(self, folder: Path, watch: Stopwatch, data_efficient: bool = False) -> None:
+        self.metrics = Table(folder / "metrics.csv", EPOCH_COLUMNS + (FIGURES if data_efficient else ()))
         self.topology = Table(folder / "topology.csv", TOPOLOGY_COLUMNS)
         self.watch = watch
 
@@ -105,8 +107,8 @@ class History(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One row for the epoch."""
         module = classifier(pl_module)
-        epoch_time = self.watch.plain[-len(trainer.train_dataloader or ()) :]
-        figures = {
+        epoch_time = self.watch.plain[-int(trainer.num_training_batches) :]
+        figures: dict[str, float] = {
             "learning_rate": module.rate,
             "train_loss": module.seen.mean_loss,
             "train_accuracy": module.seen.accuracy,
@@ -114,6 +116,8 @@ class History(pl.Callback):
             "test_accuracy": module.tested.accuracy,
             "parameters": active_parameters(module.model),
         }
+        if module.loader.selection is not None:
+            figures |= epoch_figures(module.loader.selection, trainer.current_epoch)
         row: dict[str, object] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures}
         row["step_ms"] = round(1e3 * statistics.median(epoch_time), 3) if epoch_time else ""
         self.metrics.append([row])

@@ -25,6 +25,7 @@ from openwork.names import resolve
 from openwork.sparsify import Sparsity, sparsify
 from openwork.train.checkpoint import LAST, AtomicCheckpointIO, Checkpoints, Interrupted, StopRequest
 from openwork.train.classifier import Classifier
+from openwork.train.data_efficiency import Announcement
 from openwork.train.files import write_text
 from openwork.train.history import Bar, EventFiles, History, Stopwatch
 from openwork.train.report import Summary, as_text, comparison, measured
@@ -95,7 +96,7 @@ def train(
         try:
             data = settings.data.load("train"), settings.data.load("test")
             check_model(settings.model, settings.data, data[0])
-            loader = BatchLoader(data[0], settings.data, settings.batch_size, train=True, seed=settings.seed)
+            loader = training_loader(settings, data[0])
             models = _models(settings, len(loader))
             folder = folder or new_folder(settings)
             if config is not None and resume is None:
@@ -201,17 +202,19 @@ def _one(
 ) -> Summary:
     """Train one of the two models."""
     folder = start.folder
-    loader = BatchLoader(data[0], settings.data, settings.batch_size, train=True, seed=settings.seed)
+    loader = training_loader(settings, data[0])
     tests = BatchLoader(data[1], settings.data, TEST_BATCH, train=False)
     if sparsity is not None:
         console.print(sparsity.report())
         write_text(folder / "report.txt", as_text(sparsity.report()))
     # Both trainings draw the same random numbers, for dropout for instance.
     pl.seed_everything(settings.seed, verbose=False)
-    module = Classifier(model, sparsity, settings.optimizer, settings.learning_rate, settings.epochs, len(loader))
+    module = Classifier(model, sparsity, settings.optimizer, settings.learning_rate, settings.epochs, loader)
     watch = Stopwatch()
-    trainer = _trainer(settings, folder, watch, stop)
-    console.print(f"Training the {name} model: {settings.epochs} epochs of {len(loader)} steps")
+    announcement = None if loader.selection is None else Announcement(loader.selection, settings.epochs, console)
+    trainer = _trainer(settings, folder, watch, stop, announcement)
+    fewer = "" if loader.selection is None else f", fewer from epoch {loader.selection.start + 1} on"
+    console.print(f"Training the {name} model: {settings.epochs} epochs of {len(loader)} steps{fewer}")
     with warnings.catch_warnings():
         # Lightning's own use of a torch function that is on its way out; a user can do nothing about it.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -223,6 +226,17 @@ def _one(
     figures = measured(name, module.tested.accuracy, active_parameters(model), watch.memory, (watch.median, watch.mean), folder)
     figures.save(folder)
     return figures
+
+
+def training_loader(settings: Settings, images: Images) -> BatchLoader:
+    """The training images in batches, at the start of the run.
+
+    Raises:
+        ValueError: too few images for a batch, or for what ``data_efficiency`` removes.
+    """
+    choice = settings.data_efficiency
+    selection = None if choice is None else choice.sampler(len(images), settings.batch_size, settings.seed)
+    return BatchLoader(images, settings.data, settings.batch_size, train=True, seed=settings.seed, selection=selection)
 
 
 def _sparsify(settings: Settings, total_steps: int) -> Sparsity:
@@ -242,15 +256,19 @@ def _sparsify(settings: Settings, total_steps: int) -> Sparsity:
     )
 
 
-def _trainer(settings: Settings, folder: Path, watch: Stopwatch, stop: StopRequest) -> pl.Trainer:
+def _trainer(
+    settings: Settings, folder: Path, watch: Stopwatch, stop: StopRequest, announcement: Announcement | None
+) -> pl.Trainer:
     # Lightning announces devices, tips and saved files; only what goes wrong is of interest here.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     callbacks: list[pl.Callback] = [
         watch,
-        History(folder, watch),
+        History(folder, watch, announcement is not None),
         Checkpoints(folder / "checkpoints", stop, settings.checkpoint_every),
     ]
+    if announcement is not None:
+        callbacks.append(announcement)
     if settings.progress:
         callbacks.append(Bar())
     return pl.Trainer(
@@ -265,5 +283,7 @@ def _trainer(settings: Settings, folder: Path, watch: Stopwatch, stop: StopReque
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
+        # The loader gets shorter when examples are removed, and Lightning has to ask for its length again.
+        reload_dataloaders_every_n_epochs=0 if announcement is None else 1,
         default_root_dir=folder,
     )

@@ -14,6 +14,7 @@ from openwork.data.images import ImageSource
 from openwork.layouts import LayoutRule
 from openwork.methods import Method
 from openwork.names import resolve
+from openwork.train.data_efficiency import DataEfficiency
 from openwork.train.learning_rate import LearningRate
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -38,6 +39,7 @@ class Settings:
         kernel: backend of the sparse layers; null chooses.
         epochs: passes over the training images.
         batch_size: samples per step.
+        data_efficiency: leave out easy examples after some epochs, such as ``{start: 70, threshold: 0}``; null trains on all.
         seed: of the weights, the topology, the order of the data and the augmentation.
         dense_twin: train the dense model too, from the same weights, with the same data order and schedule, and compare.
         run_dir: a new folder for this run; null makes one under ``runs/``.
@@ -62,6 +64,7 @@ class Settings:
     kernel: str | None = None
     epochs: int = 15
     batch_size: int = 64
+    data_efficiency: DataEfficiency | None = None
     seed: int = 0
     dense_twin: bool = True
     run_dir: str | None = None
@@ -81,5 +84,7 @@ class Settings:
         for name, value in positive.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        if self.data_efficiency is not None and self.data_efficiency.start >= self.epochs:
+            raise ValueError(f"data_efficiency.start={self.data_efficiency.start!r} must be less than epochs={self.epochs!r}")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must not be negative")
