@@ -23,6 +23,7 @@ from openwork.train import OneCycle
 from openwork.train.arguments import parse
 from openwork.train.checkpoint import read_checkpoint
 from openwork.train.classifier import Classifier
+from openwork.train.data_efficiency import Timetable, shorten
 from openwork.train.report import Summary
 
 
@@ -205,8 +206,8 @@ def test_the_easiest_examples_go_and_everything_follows_the_shorter_epochs(effic
 
     times = [(step + 0.5) / STEPS for step in range(2 * STEPS)] + [2 + (step + 0.5) / SHORT for step in range(2 * SHORT)]
     assert [rate for _, rate, _ in seen] == pytest.approx([0.2 * OneCycle().factor(time, 4) for time in times], rel=1e-12)
-    assert [steps for *_, steps in seen] == [28] * 2 * STEPS + [22] * 2 * SHORT
-    # Three quarters of 22 steps, not of 28.
+    # RigL's end, three quarters of 28 steps or one epoch into the second half, becomes step 18, three quarters of 24.
+    assert [steps for *_, steps in seen] == [28] * 2 * STEPS + [24] * 2 * SHORT
     assert sorted({int(row["step"]) for row in rows(folder / "topology.csv")}) == [5, 10, 15]
 
     table = rows(folder / "metrics.csv")
@@ -271,6 +272,40 @@ def test_nothing_moves_before_examples_go_and_a_given_length_stays(tmp_path, mon
         assert "removed" not in before[0]
     # Each model has its own events: the dense one learns faster here.
     assert int(after[2]["removed"]) > int(rows(with_it / "metrics.csv")[2]["removed"]) > 0
+
+
+@pytest.mark.parametrize(("end", "expected"), [("0.75", 21), ("0.8", 22), ("0.9", 23)])
+def test_a_method_that_ends_with_an_update_makes_it_in_the_shorter_run(tmp_path, end, expected):
+    """MEST's soft memory bound trains a surplus of weights, which the update at its end removes."""
+    options = ["--layout", "unstructured", "--method", "MEST", "--method.mode", "soft", "--method.interval", "6"]
+    options += ["--method.end", end, "--epochs", "4", "--dense_twin", "false"]
+    folder = run(tmp_path, "run", *options, "--data_efficiency", "{start: 3, remove: 800}")
+    table = rows(folder / "metrics.csv")
+    assert [row["step"] for row in table] == ["7", "14", "21", "24"]
+    assert max(int(row["step"]) for row in rows(folder / "topology.csv")) == expected
+    asked = run(tmp_path, "static", *options[:2], "--method", "static", "--epochs", "1", "--dense_twin", "false")
+    assert table[-1]["parameters"] == rows(asked / "metrics.csv")[0]["parameters"] < table[0]["parameters"]
+
+
+def test_ends_stay_where_they_are_in_epochs_by_hand():
+    """The paper's 160 epochs of 782 steps, 70 of them whole, then 548 (30 % removed)."""
+    table = Timetable(epochs=160, full=782, start=70, short=548)
+    total, whole = 160 * 782, 70 * 782
+    assert [table.epoch(step) for step in (391, whole, whole + 274, whole + 90 * 548)] == [0.5, 70, 70.5, 160]
+    assert [table.moved(step) for step in (7, whole, whole + 1, total)] == [7, whole, whole + 1, whole + 90 * 548]
+    for method, end in (
+        (ow.methods.RigL(total_steps=total), whole + 50 * 548),  # 0.75: epoch 120
+        (ow.methods.RigL(total_steps=total, end=0.4), 64 * 782),  # long past
+        (ow.methods.RigL(total_steps=total, end=9000), 9000),
+        (ow.methods.RigL(total_steps=total + 1, end=1.0), total + 1),
+        (ow.methods.MEST(total_steps=total), whole + 60 * 548),  # 130 of 160 epochs
+    ):
+        shorten(method, table)
+        assert method.last_step == end
+    static = ow.methods.Static()
+    static.total_steps = total
+    shorten(static, table)
+    assert static.total_steps == whole + 90 * 548
 
 
 def test_a_checkpoint_without_events_is_refused(tmp_path, capsys):

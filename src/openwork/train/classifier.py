@@ -13,7 +13,7 @@ from openwork.data.efficient import DataEfficientSampler
 from openwork.data.loader import Batch, BatchLoader
 from openwork.sparsify import Sparsity
 from openwork.train.checkpoint import CheckpointError, random_state, set_random_state
-from openwork.train.data_efficiency import Timetable
+from openwork.train.data_efficiency import Timetable, shorten
 from openwork.train.learning_rate import LearningRate
 from openwork.train.settings import OptimizerFactory
 
@@ -134,9 +134,8 @@ class Classifier(pl.LightningModule):
         return Timetable(self.epochs, self.full, start, len(self.loader))
 
     def _shorten(self) -> None:
-        """Tell a method that counts on the whole run's steps how many they have become."""
-        if self.sparsity is not None and self.sparsity.method.total_steps == self.epochs * self.full:
-            self.sparsity.method.total_steps = self.timetable.steps
+        if self.sparsity is not None:
+            shorten(self.sparsity.method, self.timetable)
 
     def on_validation_epoch_start(self) -> None:
         """Figures are per epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -9,6 +10,8 @@ from rich.console import Console
 
 from openwork.data.efficient import DataEfficientSampler, check_choice, expected_speedup
 from openwork.data.forgetting import ForgettingEvents
+from openwork.methods import Method
+from openwork.methods.periodic import Periodic
 
 FIGURES = ("examples", "removed", "removed_share", "unforgettable_share", "never_learned_share")
 
@@ -67,14 +70,38 @@ class Timetable:
     short: int
 
     @property
-    def steps(self) -> int:
-        """Steps of the whole training."""
-        return self.start * self.full + (self.epochs - self.start) * self.short
+    def whole(self) -> int:
+        """Steps of the full epochs."""
+        return self.start * self.full
 
     def epoch(self, step: float) -> float:
         """The time of a step, in epochs."""
-        whole = self.start * self.full
-        return step / self.full if step < whole else self.start + (step - whole) / self.short
+        return step / self.full if step < self.whole else self.start + (step - self.whole) / self.short
+
+    def moved(self, step: int) -> int:
+        """The step made when ``step`` would have been, were all epochs full; at least one after the full epochs, if it was."""
+        if step <= self.whole:
+            return step
+        return max(self.whole + 1, math.ceil(self.whole + (step - self.whole) * self.short / self.full))
+
+
+def shorten(method: Method, timetable: Timetable) -> None:
+    """Let a method that was told the length of full epochs end at the same time in the shorter run.
+
+    A method that makes its last update at a share of ``total_steps`` is told the number of which that share is its end's new
+    step; one without, the steps that there are.  One that was given another number keeps it.
+    """
+    total = timetable.epochs * timetable.full
+    if method.total_steps != total:
+        return
+    if not isinstance(method, Periodic) or isinstance(method.end, int):
+        method.total_steps = timetable.moved(total)
+        return
+    wanted = timetable.moved(method.last_step)
+    # Step by step, because the method rounds as it likes, and an end that is missed may be an update that is never made.
+    while method.last_step > wanted:
+        total -= 1
+        method.total_steps = total
 
 
 def epoch_figures(sampler: DataEfficientSampler, epoch: int) -> dict[str, float]:
