@@ -113,7 +113,10 @@ print(json.dumps({"started": after - threads, "heavy": [name for name in heavy i
 
 
 def test_the_public_names_are_there():
-    for name in ("Pattern", "Sparsity", "budgets", "densify", "layouts", "methods", "nn", "sparsify"):
+    for name in ("Pattern", "Sparsity", "budgets", "data", "densify", "layouts", "methods", "nn", "sparsify"):
         assert name in openwork.__all__
+    assert openwork.data.ForgettingEvents
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = openwork.nothing
     for package in (openwork, openwork.layouts, openwork.methods, openwork.nn):
         assert all(hasattr(package, name) for name in package.__all__)

@@ -338,7 +338,7 @@ def test_methods_come_from_strings():
     method = resolve("method", "dsb(lift='mean', interval=5)", methods.Method, methods)
     assert (type(method), method.lift, method.interval) == (methods.DSB, "mean", 5)
     assert type(resolve("method", "rigl", methods.Method, methods)) is methods.RigL
-    with pytest.raises(ValueError, match=r"method='rigel'.*DSB, RigL, SET, Static"):
+    with pytest.raises(ValueError, match=r"method='rigel'.*DSB, GSE, MEST, RigL, SET, Static"):
         resolve("method", "rigel", methods.Method, methods)
 
 

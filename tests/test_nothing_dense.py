@@ -114,6 +114,8 @@ def test_a_large_mlp_stores_what_is_active_and_trains_without_a_dense_tensor(lay
 METHODS = {
     "SET": lambda: ow.methods.SET(interval=2, end=100),
     "RigL": lambda: ow.methods.RigL(interval=2, end=100),
+    "MEST": lambda: ow.methods.MEST(interval=2, end=100),
+    "GSE": lambda: ow.methods.GSE("graest", interval=2, end=100),
     "DSB": lambda: ow.methods.DSB(interval=2, end=100),
     "DSB, lift=mean": lambda: ow.methods.DSB(interval=2, end=100, lift="mean", norm="l2"),
 }
@@ -125,6 +127,10 @@ METHODS = {
     [
         ("unstructured", "SET"),
         ("unstructured", "RigL"),
+        ("unstructured", "MEST"),
+        ("unstructured", "GSE"),
+        ("channel", "RigL"),
+        ("filter", "GSE"),
         ("out_vector(8)", "RigL"),
         ("shuffled_block(16, 16)", "SET"),
         ("shuffled_block(16, 16)", "RigL"),

@@ -74,7 +74,7 @@ BAD = [
     ({"layout": ow.layouts.Block}, r"layout=<class"),
     ({"layout": ow.methods.Static()}, r"layout=Static\(\)"),
     ({"layout": "block(64, 64)"}, r"Block\(m=64, n=64\).*12"),
-    ({"method": "adam"}, r"method='adam'.*DSB, MEST, RigL, SET, Static"),
+    ({"method": "adam"}, r"method='adam'.*DSB, GSE, MEST, RigL, SET, Static"),
     ({"method": None}, r"method=None.*DSB"),
     ({"method": "dsb(alpha=3)"}, r"method='dsb\(alpha=3\)'.*drop_fraction"),
     ({"method": "set(interval=0)"}, r"interval=0"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from openwork.pattern import Pattern
 from openwork.scores import Evidence
 
 
@@ -26,6 +27,12 @@ class Products(Protocol):
     def output_sums(self, g: Tensor) -> Tensor:
         """``g`` summed over batch and positions for each row of the weight, ``[R]``."""
 
+    def signed_sums(self, x: Tensor, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows of ``g`` and columns of ``x`` summed with one random sign for each sample or patch, shared."""
+
+    def gradient_at(self, x: Tensor, g: Tensor, pattern: Pattern) -> Tensor:
+        """The weight gradient at the positions of ``pattern``, ``[K, h]``."""
+
 
 @dataclass
 class Collector:
@@ -38,6 +45,7 @@ class Collector:
 
     needs: frozenset[Evidence]
     products: Products
+    generator: torch.Generator
     row_sums: Tensor | None = None
     col_sums: Tensor | None = None
     passes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -48,14 +56,16 @@ class Collector:
         # A loss scaler skips the step of an overflow; what such a pass saw must not rank the next update.
         if not bool(torch.isfinite(g).all()):
             return
-        if Evidence.DENSE_GRAD in self.needs:
+        if self.needs & {Evidence.DENSE_GRAD, Evidence.GRAD_AT}:
             self.passes.append((x, g))
         for need, power in ((Evidence.L1_NORMS, torch.abs), (Evidence.L2_NORMS, torch.square)):
             if need in self.needs:
-                self._add(power, x, g)
+                self._add(self.products.output_sums(power(g)), self.products.input_sums(power(x)))
+        if Evidence.SIGNED_SUMS in self.needs:
+            # Signs of different passes are independent, so that their products vanish in the mean.
+            self._add(*self.products.signed_sums(x, g, self.generator))
 
-    def _add(self, power: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> None:
-        rows, cols = self.products.output_sums(power(g)), self.products.input_sums(power(x))
+    def _add(self, rows: Tensor, cols: Tensor) -> None:
         self.row_sums = rows if self.row_sums is None else self.row_sums + rows
         self.col_sums = cols if self.col_sums is None else self.col_sums + cols
 
@@ -65,12 +75,22 @@ class Collector:
         return self.row_sums is None and not self.passes
 
     def norms(self) -> tuple[Tensor, Tensor]:
-        """``(|dOut| [R], |In| [C])``."""
+        """``(|dOut| [R], |In| [C])``, or what was summed in place of norms."""
         if self.row_sums is None or self.col_sums is None:
             raise RuntimeError("norms were not collected: the method has to name them in `needs`")
         if Evidence.L2_NORMS in self.needs:
             return self.row_sums.sqrt(), self.col_sums.sqrt()
         return self.row_sums, self.col_sums
+
+    @torch.no_grad()
+    def gradient_at(self, pattern: Pattern) -> Tensor:
+        """The gradient at the positions of ``pattern`` alone, ``[K, h]``, over all passes."""
+        if not self.passes:
+            raise RuntimeError("inputs were not kept: the method has to name Evidence.GRAD_AT in `needs`")
+        total = self.products.gradient_at(*self.passes[0], pattern)
+        for x, g in self.passes[1:]:
+            total += self.products.gradient_at(x, g, pattern)
+        return total
 
     @torch.no_grad()
     def gradient_chunks(self, rows: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:

@@ -16,6 +16,8 @@ class Evidence(Enum):
     DENSE_GRAD = "dense gradient, in row chunks"
     L1_NORMS = "l1 norms of the rows of the input and of the output gradient"
     L2_NORMS = "l2 norms of the rows of the input and of the output gradient"
+    SIGNED_SUMS = "rows of the input and of the output gradient, summed with the same random signs"
+    GRAD_AT = "the gradient at chosen positions"
 
 
 class Scores(NamedTuple):

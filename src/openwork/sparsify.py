@@ -98,7 +98,7 @@ class Sparsity:
         """Let layers collect evidence if the next step is one of a topology update."""
         armed = self._optimizer is not None and bool(self.method.needs) and self.method.due(self.step_count)
         for module in self.layers.values():
-            module.collector = Collector(self.method.needs, module) if armed else None
+            module.collector = Collector(self.method.needs, module, self._generator) if armed else None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._updated = False

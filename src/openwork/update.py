@@ -104,6 +104,20 @@ class SparseLayer:
         chunks = self.module.collector.gradient_chunks(layout.ground(now), TOPOLOGY_BUDGET // 48)
         return layout.best_inactive(now, kept, ((first, chunk.cpu()) for first, chunk in chunks), n)
 
+    @property
+    def resizable(self) -> bool:
+        """Whether ``count`` may change by any number of atoms."""
+        return self.layout.resizable
+
+    def gradients_at(self, positions: Tensor) -> Scores:
+        """Exact gradients of the inactive atoms at ``positions``, on a temporary pattern of these alone."""
+        assert self.module.collector is not None
+        ids = self.layout.touched(self.now, positions.numpy())
+        ids = ids[~member(ids, np.sort(self.layout.atoms(self.now).numpy()))]
+        pattern = self.layout.only(self.now, ids)
+        gradient = self.module.collector.gradient_at(pattern.to(self.module.values.device)).abs().cpu()
+        return Scores(self.layout.pool(pattern, gradient), self.layout.atoms(pattern))
+
     def norms(self) -> tuple[Tensor, Tensor]:
         """Norms of the output gradient's and the input's rows."""
         assert self.module.collector is not None

@@ -25,6 +25,7 @@ LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
 """Other layouts are made with 4 for every argument that has no default."""
 
 METHOD_OPTIONS: dict[str, list[dict[str, object]]] = {
+    "GSE": [{}, {"sampling": "grabo", "subset": 0.5}, {"sampling": "graest"}],
     "MEST": [{}, {"mode": "soft", "end": 5, "mutation": 0.3}, {"mode": "constant", "relative": False, "mutation": 0.05}],
     "DSB": [
         {},

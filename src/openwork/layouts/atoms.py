@@ -84,6 +84,16 @@ class AtomLayout(Layout):
         return self.total_atoms(now.shape)
 
     @final
+    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+        """Atoms by position."""
+        return self.gather(now, Weights(flat, np.ones(len(flat))))[0]
+
+    @final
+    def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
+        """The pattern of these atoms."""
+        return self.build(now.shape, ids, now.rows)
+
+    @final
     def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
         """Atoms drawn uniformly."""
         shape = matrix(dims)
@@ -178,14 +188,14 @@ class AtomLayout(Layout):
         """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
         limits = self.limits(shape, count)
         ranked = self._without_rivals(ranked)
-        chosen = _first_of_classes(ranked, self.classes(shape, ranked), limits)
+        chosen = ranked[first_of_classes(self.classes(shape, ranked), limits)]
         missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
         if missing.any():
             # With one class the lowest free ids lie among the first few; with more, all have to be looked at.
             span = self.total_atoms(shape) if len(limits) > 1 else len(chosen) + int(missing[0])
             rest = np.setdiff1d(np.arange(span), chosen, assume_unique=True)
             rest = self._without_rivals(np.concatenate([chosen, rest]))[len(chosen) :]
-            extra = _first_of_classes(rest, self.classes(shape, rest), missing)
+            extra = rest[first_of_classes(self.classes(shape, rest), missing)]
             chosen = np.concatenate([chosen, extra])
         return chosen
 
@@ -219,6 +229,17 @@ def summed(ids: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return distinct, np.bincount(inverse, weights=score, minlength=len(distinct))
 
 
+def first_of_classes(classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Ascending indices of the first ``limits[class]`` members of every class."""
+    if len(limits) == 1:
+        return np.arange(min(len(classes), int(limits[0])))
+    order = np.argsort(classes, kind="stable")
+    sizes = np.bincount(classes, minlength=len(limits))
+    # In the sorted order a class's members stand together: the first few of each.
+    within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[within < np.repeat(limits, sizes)])
+
+
 def _ids(scores: Scores) -> np.ndarray:
     if scores.ids is None:
         raise LayoutError("these scores carry no ids")
@@ -233,21 +254,9 @@ def _descending(score: np.ndarray) -> np.ndarray:
     return np.argsort(-score, kind="stable")
 
 
-def _first_of_classes(ranked: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Of every class the first ``limits[class]`` entries of ``ranked``, in their order."""
-    if len(limits) == 1:
-        return ranked[: limits[0]]
-    order = np.argsort(classes, kind="stable")
-    sizes = np.bincount(classes, minlength=len(limits))
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    rank = np.empty(len(ranked), dtype=np.int64)
-    rank[order] = np.arange(len(ranked)) - np.repeat(starts, sizes)
-    return ranked[rank < limits[classes]]
-
-
 def _best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Indices of the ``limits[class]`` highest scores of every class, ties by lowest id."""
     if len(limits) == 1:
         return highest(score, limits[0])
     order = np.lexsort((ids, -score))
-    return np.sort(_first_of_classes(order, classes[order], limits))
+    return np.sort(order[first_of_classes(classes[order], limits)])

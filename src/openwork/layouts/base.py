@@ -20,7 +20,10 @@ Dims = tuple[int, ...]
 """The shape of a dense weight, ``(R, C)`` or ``(R, Cin, kh, kw)``; a layout sees it as ``R x (C or Cin * kh * kw)``."""
 
 TOPOLOGY_BUDGET = 64 * 2**20
-"""Bytes of temporaries that a topology update may hold at a time, beyond copies of what the layer itself stores."""
+"""Bytes of temporaries that a topology update may hold at a time, beyond copies of what the layer itself stores.
+
+N:M and complementary layouts, whose sets are about as many as their weights, take some tens of bytes for each weight as well.
+"""
 
 
 class LayoutError(ValueError):
@@ -70,6 +73,11 @@ class Layout(LayoutRule):
         return None
 
     @property
+    def resizable(self) -> bool:
+        """Whether a layer may hold one atom more or less."""
+        return False
+
+    @property
     @abstractmethod
     def height(self) -> int:
         """Rows in a row group of this layout's patterns."""
@@ -94,6 +102,14 @@ class Layout(LayoutRule):
     @abstractmethod
     def n_atoms(self, now: Pattern) -> int:
         """How many atoms there are, active or not."""
+
+    @abstractmethod
+    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+        """The atoms that hold the flat positions ``flat``, ascending, each once."""
+
+    @abstractmethod
+    def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
+        """The pattern of just these atoms, over the row groups of ``now``."""
 
     @abstractmethod
     def pool(self, now: Pattern, scores: Tensor) -> Tensor:

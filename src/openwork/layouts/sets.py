@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import AtomLayout
+from openwork.layouts.atoms import AtomLayout, first_of_classes, summed
 from openwork.layouts.base import Dims, LayoutError, LayoutRule, matrix
 from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows
+from openwork.scores import member
 
 Axis = Literal["in", "out"]
+
+CHUNK = 2**18
+"""Weights that are looked at together."""
 
 
 class SetLayout(AtomLayout):
@@ -87,9 +91,21 @@ class SetLayout(AtomLayout):
     def supplement(
         self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
     ) -> np.ndarray:
-        """All other inactive weights: sets are so small that nearly each of them may need one of its own."""
-        rest = np.setdiff1d(np.arange(shape[0] * shape[1]), np.concatenate([active, drawn]), assume_unique=True)
-        return rest[torch.randperm(len(rest), generator=generator).numpy()]
+        """Of every set as many inactive weights as it keeps, drawn uniformly: none of them can need more."""
+        taken = np.sort(np.concatenate([active, drawn]))
+        found = [np.empty(0, dtype=np.int64)]
+        # Some rows, or columns, at a time: no set is cut and nothing dense is held.
+        across, along = shape if self._axis == "in" else shape[::-1]
+        step = max(1, CHUNK // max(1, along))
+        for first in range(0, across, step):
+            lines = min(step, across - first)
+            part, corner = ((lines, along), first * along) if self._axis == "in" else ((along, lines), first)
+            own = torch.randperm(part[0] * part[1], generator=generator).numpy()
+            ids = own // part[1] * shape[1] + own % part[1] + corner
+            free = ~member(ids, taken)
+            own, ids = own[free], ids[free]
+            found.append(ids[first_of_classes(self.classes(part, own), self.room(part))])
+        return np.concatenate(found)
 
     def weights_of(self, shape: tuple[int, int], count: int) -> int:
         """An atom is one weight."""
@@ -115,8 +131,7 @@ class SetLayout(AtomLayout):
 
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """The weights themselves."""
-        order = np.argsort(weights.flat)
-        return weights.flat[order], weights.score[order]
+        return summed(weights.flat, weights.score)
 
     def pool(self, now: Pattern, scores: Tensor) -> Tensor:
         """The scores themselves."""

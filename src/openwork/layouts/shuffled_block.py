@@ -144,6 +144,14 @@ class ShuffledBlock(RefitLayout):
         """Vector ids ``group * C + column`` in storage order."""
         return self._vectors.atoms(now)
 
+    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+        """Vectors by position."""
+        return self._vectors.touched(now, flat)
+
+    def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
+        """Vectors, whole blocks or not."""
+        return self._vectors.only(now, ids)
+
     def n_atoms(self, now: Pattern) -> int:
         """Row groups times columns."""
         return self._vectors.n_atoms(now)

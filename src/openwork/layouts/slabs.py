@@ -36,6 +36,11 @@ class SlabLayout(AtomLayout):
     def size(self, shape: tuple[int, int]) -> int:
         """Weights in a slice."""
 
+    @property
+    def resizable(self) -> bool:
+        """Units are atoms, any number of them."""
+        return True
+
     def fit(self, dims: Dims, density: float) -> int:
         """Slices: the fewest whose weights reach the canonical count."""
         shape = matrix(dims)

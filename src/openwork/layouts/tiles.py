@@ -81,6 +81,11 @@ class TileLayout(AtomLayout):
             limits[at] += step
         return limits
 
+    @property
+    def resizable(self) -> bool:
+        """Units are atoms, any number of them."""
+        return True
+
     def fit(self, dims: Dims, density: float) -> int:
         """Tiles: the fewest whose weights reach the canonical count."""
         shape = matrix(dims)
@@ -162,8 +167,10 @@ class TileLayout(AtomLayout):
         ids = now.rows.numpy()
         real = ids >= 0
         group_of_row[ids[real]] = np.broadcast_to(np.arange(groups)[:, None], ids.shape)[real]
-        row, col = np.divmod(weights.flat, now.shape[1])
-        return summed(group_of_row[row] * tiles + col // self._n, weights.score)
+        at = group_of_row[weights.flat // now.shape[1]]
+        at *= tiles
+        at += weights.flat % now.shape[1] // self._n
+        return summed(at, weights.score)
 
     def pool(self, now: Pattern, scores: Tensor) -> Tensor:
         """The mean over a tile's real weights."""

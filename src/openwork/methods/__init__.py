@@ -3,9 +3,10 @@
 from openwork.methods.base import Layer, Method
 from openwork.methods.drop_grow import DropGrow
 from openwork.methods.dsb import DSB
+from openwork.methods.gse import GSE
 from openwork.methods.mest import MEST
 from openwork.methods.rigl import RigL
 from openwork.methods.set import SET
 from openwork.methods.static import Static
 
-__all__ = ["DSB", "MEST", "SET", "DropGrow", "Layer", "Method", "RigL", "Static"]
+__all__ = ["DSB", "GSE", "MEST", "SET", "DropGrow", "Layer", "Method", "RigL", "Static"]

@@ -23,6 +23,10 @@ class Layer(Protocol):
     def density(self) -> float:
         """Of the asked sparsity; the layer may hold more or fewer units at present."""
 
+    @property
+    def resizable(self) -> bool:
+        """Whether ``count`` counts atoms and may change by any number of them."""
+
     def units(self, density: float) -> int:
         """The units that make up ``density``, as the layout counts."""
 
@@ -60,7 +64,16 @@ class Layer(Protocol):
         """
 
     def norms(self) -> tuple[Tensor, Tensor]:
-        """``(|dOut| [R], |In| [C])``, norms over batch and positions.  Needs ``Evidence.L1_NORMS`` or ``L2_NORMS``."""
+        """``(|dOut| [R], |In| [C])``, norms over batch and positions.  Needs ``Evidence.L1_NORMS`` or ``L2_NORMS``.
+
+        With ``Evidence.SIGNED_SUMS``: the sums with random signs.
+        """
+
+    def gradients_at(self, positions: Tensor) -> Scores:
+        """The mean ``|dL/dw|`` of the inactive atoms that hold these flat positions, nothing else.
+
+        Needs ``Evidence.GRAD_AT``.
+        """
 
 
 class Method(ABC):

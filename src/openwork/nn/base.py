@@ -94,6 +94,14 @@ class SparseModule(nn.Module, ABC):
     def output_sums(self, g: Tensor) -> Tensor:
         """``g`` summed over batch and positions for each row of the weight, ``[R]``."""
 
+    @abstractmethod
+    def signed_sums(self, x: Tensor, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``(Delta s [R], H s [C])`` with one random sign ``s`` for each entry of the batch, patches of an image included."""
+
+    @abstractmethod
+    def gradient_at(self, x: Tensor, g: Tensor, pattern: Pattern) -> Tensor:
+        """The weight gradient at the positions of ``pattern`` alone, ``[K, h]``."""
+
     def replace(self, pattern: Pattern, values: Tensor) -> None:
         """Exchange pattern and values, in place of the same ``Parameter``; its gradient is dropped."""
         if pattern.shape != self.shape or tuple(values.shape) != pattern.value_shape:
@@ -141,6 +149,11 @@ def check_shape(pattern: Pattern, weight: Tensor) -> None:
     matrix = (weight.shape[0], weight[0].numel() if len(weight) else 0)
     if pattern.shape != matrix:
         raise PatternError(f"pattern has shape {pattern.shape}, the weight is a {matrix} matrix")
+
+
+def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent -1 and 1, drawn on the CPU."""
+    return (torch.randint(2, shape, generator=generator) * 2 - 1).to(like)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from openwork.kernels import ops
-from openwork.nn.base import SparseModule, check_shape
+from openwork.nn.base import SparseModule, check_shape, random_signs
 from openwork.pattern import Pattern
 
 Pair = tuple[int, int]
@@ -136,13 +136,16 @@ class SparseConv2d(SparseModule):
 
     def _place_groups(self) -> None:
         """With channel groups, the columns that the kernels see lie in the channels of the row group's own."""
-        if self.groups == 1:
-            return
-        channel_group = (self.rows.long() * self.groups).div(self.shape[0], rounding_mode="floor")
-        low = torch.where(self.rows >= 0, channel_group, self.groups).min(1).values
+        if self.groups > 1:
+            self.full_cols = self._full_columns(self.pattern)
+
+    def _full_columns(self, pattern: Pattern) -> Tensor:
+        """The columns of ``pattern`` counted over the channels of all groups."""
+        channel_group = (pattern.rows.long() * self.groups).div(self.shape[0], rounding_mode="floor")
+        low = torch.where(pattern.rows >= 0, channel_group, self.groups).min(1).values
         if not torch.equal(low, channel_group.max(1).values):
             raise ValueError(f"a row group spans several of groups={self.groups} channel groups")
-        self.full_cols = self.cols + (low[self.pattern.group_of_column] * self.shape[1]).int()
+        return pattern.cols + (low[pattern.group_of_column] * self.shape[1]).int()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` (or without N) to ``[N, out_channels, Ho, Wo]``."""
@@ -159,7 +162,7 @@ class SparseConv2d(SparseModule):
         """The convolution of a padded image."""
         pattern = self.pattern
         if self.full_cols is not None:
-            pattern = Pattern((self.shape[0], self.shape[1] * self.groups), self.rows, self.offsets, self.full_cols)
+            pattern = self._among_all_channels(pattern, self.full_cols)
         return ops.conv2d(
             x,
             self.values,
@@ -171,6 +174,9 @@ class SparseConv2d(SparseModule):
             dilation=self.dilation,
             kernel=self.backend,
         )
+
+    def _among_all_channels(self, pattern: Pattern, full_cols: Tensor) -> Pattern:
+        return Pattern((self.shape[0], self.shape[1] * self.groups), pattern.rows, pattern.offsets, full_cols)
 
     def dense_rows(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
         """Rows of the dense weight gradient, by a dense convolution of these output channels alone."""
@@ -211,6 +217,26 @@ class SparseConv2d(SparseModule):
     def output_sums(self, g: Tensor) -> Tensor:
         """Sum over batch and positions."""
         return g.sum((0, 2, 3))
+
+    def signed_sums(self, x: Tensor, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One sign for each patch; the patches' sum is a weight gradient of one output channel, so nothing is unfolded.
+
+        Raises:
+            ValueError: with channel groups, where a column has no one input.
+        """
+        if self.groups > 1:
+            raise ValueError(f"sums of inputs are not defined for groups={self.groups}")
+        signs = random_signs((g.shape[0], 1, *g.shape[2:]), g, generator)
+        return self.output_sums(signs * g), self._weight_gradient(x, signs)[0]
+
+    def gradient_at(self, x: Tensor, g: Tensor, pattern: Pattern) -> Tensor:
+        """The gradient of the taps that ``pattern`` names."""
+        if self.groups > 1:
+            pattern = self._among_all_channels(pattern, self._full_columns(pattern))
+        return ops.conv2d_sddmm(
+            x, g, pattern, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding, dilation=self.dilation,
+            kernel=self.backend,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Sizes and density."""

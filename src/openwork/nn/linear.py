@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.kernels import ops
-from openwork.nn.base import SparseModule, check_shape
+from openwork.nn.base import SparseModule, check_shape, random_signs
 from openwork.pattern import Pattern
 
 
@@ -76,6 +76,15 @@ class SparseLinear(SparseModule):
     def output_sums(self, g: Tensor) -> Tensor:
         """Sum over the batch."""
         return g.sum(0)
+
+    def signed_sums(self, x: Tensor, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One sign for each sample."""
+        signs = random_signs((len(g),), g, generator)
+        return signs @ g, signs @ x
+
+    def gradient_at(self, x: Tensor, g: Tensor, pattern: Pattern) -> Tensor:
+        """``g^T x`` where ``pattern`` says."""
+        return ops.sddmm(x, g, pattern, self.backend)
 
     def extra_repr(self) -> str:
         """Sizes and density."""
