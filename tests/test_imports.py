@@ -19,7 +19,7 @@ ALLOWED = {
     "schedules": set(),
     "budgets": set(),
     "names": set(),
-    "layouts": {"pattern", "scores", "budgets", "layouts"},
+    "layouts": {"pattern", "scores", "budgets", "names", "layouts"},
     "methods": {"scores", "schedules", "budgets", "methods"},
     "kernels": {"pattern", "kernels"},
     "evidence": {"scores", "kernels", "pattern"},

@@ -200,6 +200,37 @@ def test_layers_without_a_place_stay_dense_and_say_why():
         ow.sparsify(net(), sparsity=0.6, layout=KernelPattern(), method="set", force=["4"])
 
 
+def test_each_layer_gets_the_layout_of_the_first_key_that_fits():
+    layout = ow.layouts.PerLayer(
+        {"3x3": "kernel_pattern", "conv": ow.layouts.Block(2, 1), "4": "out_vector(5)", "linear": "nm(2, 4)"}
+    )
+    sparsity = ow.sparsify(net(), sparsity=0.6, layout=layout, method="set", budget="uniform")
+    layouts = {row.layer: row.layout for row in sparsity.report().rows}
+    assert layouts == {"0": "KernelPattern()", "2": "Block(m=2, n=1)", "4": "OutVector(v=5)"}
+    sparsity = ow.sparsify(net(), sparsity=0.6, layout="PerLayer({'linear': 'shuffled_vector(5)'})", method="set")
+    assert list(sparsity.layers) == ["4"]
+    assert sparsity.layers["4"].pattern.height == 5
+    assert "0 stays dense: no key of PerLayer fits it: linear" in "\n".join(sparsity.report().notes)
+    for wrong, error, message in [
+        ({}, ValueError, "has no layout"), ({"3x3": "square"}, ValueError, r"layouts\['3x3'\]='square'"),
+        ("3x3", TypeError, "layouts='3x3'"), ({3: "block(2)"}, TypeError, "map"), ({"conv": 3}, TypeError, r"\['conv'\]=3"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=message):
+            ow.layouts.PerLayer(wrong)
+
+
+def test_the_layers_of_one_density_leave_the_rest_to_the_others():
+    """Of 3,160 weights 1,264 would stay at 0.6; N:M alone holds half of the linear layer's 2,880."""
+    layout = "PerLayer({'linear': 'nm(2, 4)', 'conv': 'unstructured'})"
+    with pytest.raises(ValueError, match="leave nothing for the other layers"):
+        ow.sparsify(net(), sparsity=0.6, layout=layout, method="set")
+    sparsity = ow.sparsify(net(), sparsity=0.48, layout=layout, method="set")
+    rows = {row.layer: row for row in sparsity.report().rows}
+    assert rows["4"].nnz == 1440
+    # 3,160 weights at 0.48: those of the three layers, each rounded up, are 113 + 34 + 1,498.
+    assert rows["0"].nnz + rows["2"].nnz == 113 + 34 + 1498 - 1440
+
+
 def test_the_budget_shares_what_a_layout_of_one_density_leaves_free():
     sparsity = ow.sparsify(net(), sparsity=0.5, layout="complementary(2, 4)", method="rigl", budget="erk")
     for row in sparsity.report().rows:

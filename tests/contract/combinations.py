@@ -19,6 +19,7 @@ LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
     "ShuffledBlock": [(4, 4), (3, 2)],
     "OutVector": [(4,)],
     "KernelPattern": [(), ("mest-release",)],
+    "PerLayer": [({"3x3": "channel", "conv": "block(4, 1)", "inner": "unstructured", "linear": "shuffled_block(4, 4)"},)],
     "NM": [(2, 4), (1, 3)],
     "Complementary": [(2, 3), (4, 2, "out")],
 }

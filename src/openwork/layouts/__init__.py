@@ -9,10 +9,12 @@ from openwork.layouts.filter import Filter
 from openwork.layouts.kernel_pattern import KernelPattern
 from openwork.layouts.nm import NM
 from openwork.layouts.out_vector import OutVector
+from openwork.layouts.per_layer import PerLayer
 from openwork.layouts.shuffled_block import ShuffledBlock
+from openwork.layouts.shuffled_vector import ShuffledVector
 from openwork.layouts.unstructured import Unstructured
 
 __all__ = [
     "NM", "AtomLayout", "Block", "Channel", "Complementary", "Filter", "KernelPattern", "Layout", "LayoutError", "LayoutRule",
-    "OutVector", "RefitLayout", "ShuffledBlock", "Unstructured",
+    "OutVector", "PerLayer", "RefitLayout", "ShuffledBlock", "ShuffledVector", "Unstructured",
 ]  # fmt: skip
