@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import openwork as ow
-from openwork.layouts import NM, Channel, Complementary, Filter, KernelPattern, LayoutError
+from openwork.layouts import NM, Channel, Complementary, Filter, KernelPattern, LayoutError, TransposableNM, tile_masks
 from openwork.pattern import Pattern
 from openwork.scores import Proposal, Scores
 
@@ -161,14 +161,73 @@ def test_a_dropped_kernel_may_come_back_with_another_pattern():
     assert layout.atoms(pattern).tolist() == [1, 13]
 
 
+def score_of(masks, score):
+    return (masks * score).sum((1, 2))
+
+
+def assert_regular(masks, n):
+    assert (masks.sum(1) == n).all()
+    assert (masks.sum(2) == n).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (2, 3), (1, 2)])
+def test_transposable_masks_are_the_best_of_all(n, m):
+    masks = tile_masks.all_masks(m, n)
+    if (n, m) == (2, 4):
+        assert len(masks) == 90
+    score = np.random.default_rng(n).random((40, m, m))
+    score[:5] = np.random.default_rng(n).integers(0, 3, (5, m, m))  # ties
+    score[5] = 0.0
+    best = [max(float((mask * one).sum()) for mask in masks) for one in score]
+    flow = tile_masks._augmented(np.zeros(score.shape, dtype=bool), score, n)
+    for found in (tile_masks.exact(score, n), flow):
+        assert_regular(found, n)
+        np.testing.assert_allclose(score_of(found, score), best)
+    greedy = tile_masks.greedy(score, n)
+    assert_regular(greedy, n)
+    assert (score_of(greedy, score) >= 0.5 * np.array(best) - 1e-12).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(4, 8), (3, 9)])
+def test_flow_masks_meet_the_linear_program(n, m):
+    """The polytope of regular masks has whole corners, so a linear program gives the best sum too."""
+    optimize = pytest.importorskip("scipy.optimize")
+    score = np.random.default_rng(0).random((6, m, m))
+    found = tile_masks.exact(score, n)
+    assert_regular(found, n)
+    rows = np.kron(np.eye(m), np.ones(m))
+    cols = np.kron(np.ones(m), np.eye(m))
+    for one, mask in zip(score, found, strict=True):
+        best = optimize.linprog(-one.ravel(), A_eq=np.vstack([rows, cols]), b_eq=np.full(2 * m, n), bounds=(0, 1))
+        assert (one * mask).sum() == pytest.approx(-best.fun)
+
+
+@pytest.mark.parametrize("dims", [(8, 12), (4, 8, 2, 3)])
+def test_transposable_patterns_are_nm_both_ways_and_the_best(dims):
+    score = torch.rand(dims, generator=generator(4), dtype=torch.float64)
+    layout = TransposableNM(2, 4).for_layer("", dims)
+    pattern = project(layout, dims, 0.5, score)
+    # [output tile, row, input tile, column, tap], by the layout's own words.
+    shape = (dims[0] // 4, 4, dims[1] // 4, 4, -1)
+    mask, own = pattern.mask().view(shape), score.view(shape)
+    assert (mask.sum(1) == 2).all()
+    assert (mask.sum(3) == 2).all()
+    tiles = own.permute(0, 2, 4, 1, 3).reshape(-1, 4, 4).numpy()
+    best = sum(max(float((m * tile).sum()) for m in tile_masks.all_masks(4, 2)) for tile in tiles)
+    assert held(pattern, score) == pytest.approx(best)
+
+
 def test_what_cannot_be_is_refused():
     for wrong, name in [
         (lambda: NM(4, 4), "n=4"), (lambda: NM(0, 4), "n=0"), (lambda: Complementary(1), "k=1"),
         (lambda: Complementary(2, 0), "distance=0"), (lambda: Complementary(2, 4, "up"), "axis='up'"),
-        (lambda: KernelPattern("round"), "patterns='round'"),
+        (lambda: KernelPattern("round"), "patterns='round'"), (lambda: TransposableNM(5, 4), "n=5"),
+        (lambda: TransposableNM(1, 4, "quick"), "solver='quick'"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=name):
             wrong()
+    with pytest.raises(LayoutError, match="divide by 4; the layer has 8 output and 6 input"):
+        TransposableNM(2, 4).for_layer("", (8, 6, 3, 3))
     with pytest.raises(LayoutError, match="3 x 3, not 5 x 5"):
         KernelPattern().for_layer("", (8, 8, 5, 5))
     with pytest.raises(LayoutError, match=r"density of 0\.5; 0\.3"):

@@ -20,6 +20,7 @@ LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
     "OutVector": [(4,)],
     "KernelPattern": [(), ("mest-release",)],
     "PerLayer": [({"3x3": "channel", "conv": "block(4, 1)", "inner": "unstructured", "linear": "shuffled_block(4, 4)"},)],
+    "TransposableNM": [(1, 2), (2, 5, "greedy")],
     "NM": [(2, 4), (1, 3)],
     "Complementary": [(2, 3), (4, 2, "out")],
 }
@@ -89,11 +90,12 @@ class Net(nn.Module):
         self.second = nn.Conv2d(9, 13, (2, 3), stride=2, dilation=(1, 2))
         self.inner = nn.Linear(13 * 6, 22)
         self.again = nn.Linear(22, 22)
+        self.square = nn.Conv2d(10, 10, 3, padding=1)
         self.last = nn.Linear(22, 7)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.norm(self.first(x)))
-        x = torch.tanh(self.middle(x))
+        x = torch.tanh(self.middle(torch.tanh(self.square(x))))
         x = torch.tanh(self.second(x)).flatten(1)
         x = torch.tanh(self.inner(x))
         return self.last(torch.tanh(self.again(torch.tanh(self.again(x)))))
@@ -162,12 +164,12 @@ class Run:
 
 def refused(layout: ow.layouts.LayoutRule, method: ow.methods.Method) -> bool:
     """Whether ``sparsify`` refuses the two together."""
-    return layout.for_layer("", (12, 12, 3, 3)).density is not None and method.initial_density(0.25) != 0.25
+    return layout.for_layer("", (60, 60, 3, 3)).density is not None and method.initial_density(0.25) != 0.25
 
 
 def default_sparsity(layout: ow.layouts.LayoutRule) -> float:
     """0.7, or the only sparsity that there is."""
-    only = layout.for_layer("", (12, 12, 3, 3)).density
+    only = layout.for_layer("", (60, 60, 3, 3)).density
     return 0.7 if only is None else 1 - only
 
 

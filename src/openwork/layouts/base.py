@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openwork.budgets import active_weights
-from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
 from openwork.scores import Proposal, Scores, arguments
 
@@ -153,38 +151,6 @@ class Layout(LayoutRule):
         if rows < m or cols < n:
             return f"{rows} x {cols} is smaller than one {m} x {n} unit"
         return None
-
-
-class RefitLayout(Layout):
-    """A layout without fixed units: ``project`` forms them anew from scored weights, and kept weights may fall."""
-
-    @abstractmethod
-    def weights_of(self, shape: tuple[int, int], count: int) -> int:
-        """Weights in a pattern of ``count`` units."""
-
-    @abstractmethod
-    def project(self, now: Pattern, weights: Weights, count: int, *, regroup: bool) -> Pattern:
-        """The pattern of ``count`` units that keeps the most of ``weights``."""
-
-    @abstractmethod
-    def spread(self, now: Pattern, proposal: Proposal) -> Weights:
-        """A proposal in atoms, as scored weights."""
-
-    @final
-    def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
-        """Score single weights, then form the units anew."""
-        if proposal.refit is None:
-            return self.project(now, self.spread(now, proposal), proposal.count, regroup=False)
-        weights = settle(now, proposal, self.block)
-        if _unmoved(now, weights) and self.weights_of(now.shape, proposal.count) == now.nnz:
-            # Re-forming units where nothing was dropped would only let kept weights fall.
-            return now
-        return self.project(now, weights, proposal.count, regroup=proposal.refit.regroup)
-
-
-def _unmoved(now: Pattern, weights: Weights) -> bool:
-    at = now.positions.numpy()
-    return np.array_equal(weights.flat, at[at >= 0])
 
 
 def check_sizes(**sizes: object) -> None:

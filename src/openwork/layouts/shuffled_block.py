@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import TOPOLOGY_BUDGET, Dims, LayoutError, RefitLayout, check_sizes, draw_distinct, fit_units, matrix
+from openwork.layouts.base import TOPOLOGY_BUDGET, Dims, LayoutError, check_sizes, draw_distinct, fit_units, matrix
 from openwork.layouts.grouping import group_rows
 from openwork.layouts.linkage import Linkage
 from openwork.layouts.out_vector import OutVector
+from openwork.layouts.refit import RefitLayout
 from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows
-from openwork.scores import Proposal, Scores, highest, lowest
+from openwork.scores import highest
 
 
 class ShuffledBlock(RefitLayout):
@@ -49,7 +50,7 @@ class ShuffledBlock(RefitLayout):
         if linkage not in ("average", "complete"):
             raise ValueError(f"linkage={linkage!r} is unknown; known: average, complete")
         self.m, self.n, self.q, self.linkage = m, n, q, linkage
-        self._vectors = OutVector(m)
+        self.vectors = OutVector(m)
 
     @property
     def height(self) -> int:
@@ -118,55 +119,6 @@ class ShuffledBlock(RefitLayout):
                 cols.append(chosen[np.lexsort((chosen, block))].astype(np.int32))
         offsets = np.concatenate([[0], np.cumsum(widths)]).astype(np.int32)
         return Pattern(shape, rows, torch.from_numpy(offsets), torch.from_numpy(np.concatenate(cols)))
-
-    def spread(self, now: Pattern, proposal: Proposal) -> Weights:
-        """Kept vectors at their scores, grown ones at the highest, dropped ones not at all."""
-        active = self._vectors.atoms(now).numpy()
-        keep = proposal.keep.detach().cpu().numpy().astype(np.float64)
-        if len(keep) != len(active):
-            raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active vectors")
-        if proposal.grow.ids is None:
-            raise LayoutError("a shuffled layout grows from candidates with ids")
-        kept = np.delete(np.arange(len(active)), lowest(keep, proposal.n_drop))
-        ids = proposal.grow.ids.numpy()
-        ids = ids[np.argsort(-proposal.grow.value.numpy(), kind="stable")]
-        wanted = len(active) + -(-(self.weights_of(now.shape, proposal.count) - now.nnz) // self.m)
-        fresh = ids[(ids >= 0) & ~np.isin(ids, active[kept])][: max(0, wanted - len(kept))]
-        lift = max(keep.max(initial=0.0), np.finfo(np.float32).tiny)
-        vectors = np.concatenate([active[kept], fresh])
-        score = np.concatenate([keep[kept], np.full(len(fresh), lift)])
-        members = now.rows.numpy()[vectors // now.shape[1]].astype(np.int64)
-        flat = members * now.shape[1] + (vectors % now.shape[1])[:, None]
-        real = members >= 0
-        return Weights(flat[real], np.broadcast_to(score[:, None], members.shape)[real])
-
-    def atoms(self, now: Pattern) -> Tensor:
-        """Vector ids ``group * C + column`` in storage order."""
-        return self._vectors.atoms(now)
-
-    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
-        """Vectors by position."""
-        return self._vectors.touched(now, flat)
-
-    def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
-        """Vectors, whole blocks or not."""
-        return self._vectors.only(now, ids)
-
-    def n_atoms(self, now: Pattern) -> int:
-        """Row groups times columns."""
-        return self._vectors.n_atoms(now)
-
-    def pool(self, now: Pattern, scores: Tensor) -> Tensor:
-        """The mean over a vector's real weights."""
-        return self._vectors.pool(now, scores)
-
-    def sample_inactive(self, now: Pattern, n: int, generator: torch.Generator) -> Scores:
-        """Vectors that are not active."""
-        return self._vectors.sample_inactive(now, n, generator)
-
-    def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
-        """The best vectors outside ``kept``."""
-        return self._vectors.best_inactive(now, kept, chunks, n)
 
     def check(self, pattern: Pattern, count: int) -> None:
         """Every row in one group, whole blocks, ``count`` of them."""
