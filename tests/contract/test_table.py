@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "combinations.md"
 GLOBAL = "GSE(scope=global)"
 HEAD = """# Which layout works with which method
 
-Made by trying every combination for a few updates (`python tests/contract/test_table.py`); a test keeps it true. All of them run
-on every kernel backend. Where a combination is refused, the error says the reason given here.
+Made by trying every combination for a few updates (`python tests/contract/test_table.py`); a test keeps it true. All run on
+every kernel backend. Where a combination is refused, the error says the reason given here.
 
 """
 
