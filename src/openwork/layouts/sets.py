@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openwork.layouts.atoms import AtomLayout, first_of_classes, summed
-from openwork.layouts.base import Dims, LayoutError, LayoutRule, matrix
+from openwork.layouts.base import Dims, LayoutError, LayoutRule, check_density, matrix
 from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows
 from openwork.scores import member
@@ -63,8 +63,7 @@ class SetLayout(AtomLayout):
         Raises:
             LayoutError: another density is asked for.
         """
-        if abs(density - self.density) > 1e-6:
-            raise LayoutError(f"{self!r} has a density of {self.density:g}; {density:g} was asked for")
+        check_density(self, density)
         return int(self.room(matrix(dims)).sum())
 
     def room(self, shape: tuple[int, int]) -> np.ndarray:

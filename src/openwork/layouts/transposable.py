@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import Dims, LayoutError, LayoutRule, check_sizes, matrix
+from openwork.layouts.base import Dims, LayoutError, LayoutRule, check_density, check_sizes, matrix
 from openwork.layouts.refit import RefitLayout
 from openwork.layouts.settle import Weights
 from openwork.layouts.tile_masks import SOLVERS, Solver
@@ -90,8 +90,7 @@ class TransposableTiles(RefitLayout):
         Raises:
             LayoutError: another density is asked for.
         """
-        if abs(density - self.density) > 1e-6:
-            raise LayoutError(f"{self!r} has a density of {self.density:g}; {density:g} was asked for")
+        check_density(self, density)
         return self._total(matrix(dims))
 
     def _total(self, shape: tuple[int, int]) -> int:
