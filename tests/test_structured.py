@@ -11,6 +11,7 @@ from torch import nn
 
 import openwork as ow
 from openwork.layouts import NM, Channel, Complementary, Filter, KernelPattern, LayoutError, TransposableNM, tile_masks
+from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern
 from openwork.scores import Proposal, Scores
 
@@ -206,7 +207,12 @@ def test_flow_masks_meet_the_linear_program(n, m):
 def test_transposable_patterns_are_nm_both_ways_and_the_best(dims):
     score = torch.rand(dims, generator=generator(4), dtype=torch.float64)
     layout = TransposableNM(2, 4).for_layer("", dims)
-    pattern = project(layout, dims, 0.5, score)
+    count = layout.fit(dims, 0.5)
+    now = layout.initial(dims, count, torch.zeros(dims), generator())
+    layout.check(now, count)
+    every = Weights(np.arange(score.numel()), score.flatten().numpy())
+    pattern = layout.project(now, every, count, regroup=False)
+    layout.check(pattern, count)
     # [output tile, row, input tile, column, tap], by the layout's own words.
     shape = (dims[0] // 4, 4, dims[1] // 4, 4, -1)
     mask, own = pattern.mask().view(shape), score.view(shape)
