@@ -42,18 +42,8 @@ def test_true_counts_of_transposable_tiles():
         counting.transposable(256, 8, 16)
 
 
-class TransposableNM(ow.layouts.LayoutRule):
-    """What the count needs to know of such a layout."""
-
-    def __init__(self, n, m):
-        self.n, self.m = n, m
-
-    def for_layer(self, name, dims):
-        raise NotImplementedError
-
-
 def test_transposable_layouts_are_counted_by_tiles():
-    layout = TransposableNM(2, 4)
+    layout = ow.layouts.TransposableNM(2, 4)
     assert [mask_diversity(layout, (4, 4), 0.5, formula) for formula in ("paper", "bound", "exact", "brute")] == [
         144,
         90,
@@ -61,12 +51,19 @@ def test_transposable_layouts_are_counted_by_tiles():
         90,
     ]
     assert mask_diversity(layout, (8, 4), 0.5, "exact") == 90**2
-    assert mask_diversity(TransposableNM(1, 2), (4, 2), 0.5, "brute") == mask_diversity(
-        TransposableNM(1, 2), (2, 4), 0.5, "brute"
+    assert mask_diversity(ow.layouts.TransposableNM(1, 2), (4, 2), 0.5, "brute") == mask_diversity(
+        ow.layouts.TransposableNM(1, 2), (2, 4), 0.5, "brute"
     )
-    assert mask_diversity(TransposableNM(1, 2), (4, 4), 0.5, "brute") == 2**4
+    assert mask_diversity(ow.layouts.TransposableNM(1, 2), (4, 4), 0.5, "brute") == 2**4
     with pytest.raises(ValueError, match="does not divide by 4 x 4"):
         mask_diversity(layout, (4, 6), 0.5)
+
+
+@pytest.mark.parametrize("formula", ["paper", "bound", "exact", "brute"])
+def test_shuffled_vectors_are_shuffled_blocks_of_one_column(formula):
+    assert mask_diversity("shuffled_vector(2)", (4, 4), 0.5, formula) == mask_diversity(
+        "shuffled_block(2, 1)", (4, 4), 0.5, formula
+    )
 
 
 def blocked(rows, cols, m, n, blocks):

@@ -176,6 +176,8 @@ def test_topology_updates_of_dsb_and_gse_by_hand():
     assert dsb_update(cost, 0.25) == 2 * 12 * (4 + 18 + 9)
     assert gse_update(cost, 2.0) == 2 * (2 * 12 * 36)
     assert gse_update(cost, 1.0, norms=True) == 2 * 12 * 36 + 2 * 12 * 22
+    method = ow.methods.GSE("grabo", interval=10, subset=2.0)
+    assert training_flops(method, cost) == 3 * cost.forward + (2 * 12 * 72 + 2 * 12 * 22) / 10
     method = ow.methods.DSB(interval=10, drop_fraction=0.25)
     assert training_flops(method, cost) == 3 * cost.forward + 2 * 12 * 31 / 10
     by_gradient = ow.methods.DSB(interval=10, grow="gradient")

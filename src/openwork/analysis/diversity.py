@@ -86,7 +86,8 @@ def _channels(layout: Any, shape: Dims, sparsity: float, formula: Formula) -> in
 
 def _shuffled(layout: Any, shape: Dims, sparsity: float, formula: Formula) -> int:
     """Any rows in groups of ``m``; in each group any columns, a multiple of ``n`` of them."""
-    size, (m, n) = _divided(shape, layout.block), layout.block
+    m, n = layout.for_layer("", shape).block
+    size = _divided(shape, (m, n))
     count = _units(size[0] * size[1], sparsity, m * n)
     if formula != "brute":
         count_of: dict[str, Callable[..., int]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from openwork.analysis.flops import Flops
 from openwork.budgets import is_number
-from openwork.methods import DSB, Method
+from openwork.methods import DSB, GSE, Method
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def training_flops(
         cost: what :func:`flops` found, or ``(f_S, f_D)``.
         interval: steps between topology updates; that of ``method`` where it is an object.
         update: FLOPs of one topology update, from :func:`dsb_update` or :func:`gse_update`; worked out where ``cost`` is a
-            ``Flops`` and ``method`` a ``DSB``.
+            ``Flops`` and ``method`` a ``DSB`` or ``GSE``.
         wide: forward FLOPs at the larger density: EM&S's ``1 - s + p``, Top-KAST's backward set, GMP's mean density.
         dense_share: share of AC/DC's steps that are dense.
 
@@ -110,6 +110,8 @@ def training_flops(
         name = "rigl" if method.grow == "gradient" else name
         if update is None and isinstance(cost, Flops):
             update = dsb_update(cost, method.drop_fraction)
+    if isinstance(method, GSE) and update is None and isinstance(cost, Flops):
+        update = gse_update(cost, method.subset, norms=method.sampling != "uniform")
     sparse, dense = (cost.forward, cost.dense_forward) if isinstance(cost, Flops) else cost
     formula, needed = FORMULAS[name]
     given = {"interval": interval, "update": update, "wide": wide, "dense_share": dense_share}
