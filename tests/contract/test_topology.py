@@ -183,7 +183,9 @@ def test_dropping_moves_something_where_there_is_room(layout, method):
     assert max(units.values()) >= 4
     if isinstance(layout, ow.layouts.KernelPattern):
         del units["first"]  # all kernels of its three channels are active
-    frozen = [name for name, held in units.items() if moved[name] == 0 and held >= 4]
+    # GSE draws a pair for each unit; of a few, all may hit active ones.
+    few = 8 if isinstance(run.sparsity.method, ow.methods.GSE) else 4
+    frozen = [name for name, held in units.items() if moved[name] == 0 and held >= few]
     assert not frozen, f"nothing moved in {frozen}"
 
 
