@@ -202,6 +202,7 @@ def markdown(rows: list[dict[str, str]], titles: dict[str, str], command: str) -
 def plot(epochs: list[dict[str, str]], topology: list[dict[str, str]], titles: dict[str, str], path: Path) -> None:
     """Test accuracy by epoch, and evicted mass by update, side by side for each sparsity; dense in all of them."""
     sparsities = sorted({row["sparsity"] for row in epochs if row["run"] != DENSE}, key=float) or ["0.0"]
+    colours = {run: f"C{i}" for i, run in enumerate(titles)} | {DENSE: "black"}
     figure, axes = plt.subplots(2, len(sparsities), figsize=(6 * len(sparsities), 9), layout="constrained", squeeze=False)
     for column, sparsity in zip(axes.T, sparsities, strict=True):
         for rows, axis, x, y in ((epochs, column[0], "epoch", "test_accuracy"), (topology, column[1], "step", "evicted_mass")):
@@ -209,7 +210,7 @@ def plot(epochs: list[dict[str, str]], topology: list[dict[str, str]], titles: d
             for key in dict.fromkeys(tuple(row[name] for name in KEY) for row in shown):
                 mine = [row for row in shown if tuple(row[name] for name in KEY) == key]
                 points = [int(row[x]) for row in mine], [100 * float(row[y]) for row in mine]
-                axis.plot(*points, label=titles.get(key[3], key[3]), color=None if key[3] != DENSE else "black", marker=".")
+                axis.plot(*points, label=titles.get(key[3], key[3]), color=colours[key[3]], marker=".")
             axis.set_xlabel(x)
             axis.grid(alpha=0.3)
         column[0].set_title(f"sparsity {sparsity}")
