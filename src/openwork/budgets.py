@@ -125,8 +125,9 @@ def _shared(
             densities[name] = 1.0
             left -= free.pop(name)
     else:
-        # Every layer's count is rounded up.
-        if abs(left) > len(shapes):
+        # Densities that meet the sparsity exactly need not meet its count, which every layer rounds up.
+        rounded = asked - (1.0 - sparsity) * sum(math.prod(shape) for shape in shapes.values())
+        if min(abs(left), abs(left - rounded)) > 0.5:
             raise BudgetError(_unmet(sparsity, densities, "do not add up to it and no free layer is left"))
     return {name: densities[name] for name in shapes}
 
