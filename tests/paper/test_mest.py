@@ -155,3 +155,19 @@ def test_what_cannot_be_is_refused():
         sparsity.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ow.layouts.LayoutError, match=r"density of 0\.5; 0\.6"):
         ow.sparsify(linear(), sparsity=0.5, layout="nm(2, 4)", method=MEST("soft", total_steps=100))
+
+
+def test_a_graph_that_is_still_alive_does_not_hinder_a_change_of_storage():
+    """Plain loops keep the last loss while the next one is computed; PyTorch then keeps the values' gradient node too."""
+    model = linear()
+    sparsity = ow.sparsify(model, sparsity=0.9, layout="unstructured", method=MEST("soft", interval=1, end=2, milestones=[]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sparsity.attach(optimizer)
+    sizes = []
+    for _ in range(4):
+        loss = model(torch.randn(4, 50)).square().sum()
+        loss.backward()
+        sizes.append(model[0].values.grad.numel())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sizes == [120, 120, 120, 100]

@@ -113,7 +113,12 @@ class SparseModule(nn.Module, ABC):
             if values.shape == self.values.shape:
                 self.values.copy_(values)
             else:
-                self.values.data = values.to(self.values)
+                # A graph that is still alive, as that of a kept loss, holds a gradient node of the old shape, which the next
+                # forward pass would take up.  PyTorch lets go of it when the type changes, not when the shape does.
+                new = values.to(self.values)
+                other = torch.float32 if new.dtype == torch.float64 else torch.float64
+                self.values.data = torch.empty(0, dtype=other, device=new.device)
+                self.values.data = new
         self.values.grad = None
         for name in _INDEX:
             setattr(self, name, getattr(pattern, name).to(self.values.device))
