@@ -1,6 +1,8 @@
-"""Accuracy on CIFAR-10: dense, DSB, RigL, RigL on vectors and static shuffled blocks, same seed, data order and schedule.
+"""Accuracy on CIFAR-10 of dense and sparse runs with the same seed, data order and schedule.
 
     python benchmarks/accuracy.py --data FOLDER --epochs 8
+    python benchmarks/accuracy.py --data FOLDER --epochs 8 --sparsities 0.9 0.95 \\
+        --runs static mest-constant mest-elastic mest-soft mest-soft-de gse rigl
 
 FOLDER holds train*.parquet and test*.parquet.  After every run the results are written anew: ``accuracy.csv`` (a row a run),
 ``accuracy-epochs.csv``, ``accuracy-topology.csv``, ``accuracy.md`` and ``accuracy.svg``.  Runs that stand in the CSV are
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 
@@ -33,6 +35,7 @@ from openwork.data import BatchLoader, Images, Parquet
 from openwork.models import CifarResNet, WideResNet
 from openwork.train import OneCycle
 from openwork.train.classifier import Running
+from openwork.train.data_efficiency import Timetable, shorten
 from openwork.train.files import Table, write_text
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH, INTERVAL, END = 0.2, 5e-4, 128, 100, 0.75
@@ -42,7 +45,7 @@ DENSE = "dense"
 KEY = ("model", "epochs", "seed", "run", "sparsity")
 RUN_COLUMNS = (
     *KEY, "test_accuracy", "train_loss", "train_accuracy", "parameters", "trained_bytes", "index_bytes", "updates", "grown",
-    "evicted", "evicted_mass", "step_ms", "minutes",
+    "evicted", "evicted_mass", "examples", "step_ms", "minutes",
 )  # fmt: skip
 EPOCH_COLUMNS = (*KEY, "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "step_ms")
 TOPOLOGY_COLUMNS = (*KEY, "step", "dropped", "grown", "evicted", "evicted_mass")
@@ -55,6 +58,7 @@ class Recipe:
     title: str
     layout: Callable[[], ow.layouts.Layout]
     method: Callable[[int], ow.methods.Method]
+    all_examples: float = 1.0  # the share of epochs before the easy ones are left out
 
 
 def recipes(size: int) -> dict[str, Recipe]:
@@ -69,6 +73,12 @@ def recipes(size: int) -> dict[str, Recipe]:
     def shuffled() -> ow.layouts.Layout:
         return ow.layouts.ShuffledBlock(size, size)
 
+    def mest(mode: Literal["constant", "elastic", "soft"], title: str, all_examples: float = 1.0) -> Recipe:
+        return Recipe(
+            f"MEST {title}", ow.layouts.Unstructured,
+            lambda total: ow.methods.MEST(mode, interval=INTERVAL, total_steps=total), all_examples,
+        )  # fmt: skip
+
     return {
         "ssb": Recipe(f"SSB-{size} (static)", shuffled, lambda total: ow.methods.Static()),
         "dsb-max": Recipe(f"DSB-{size}, lift max (paper)", shuffled, dsb(lift="max")),
@@ -78,6 +88,16 @@ def recipes(size: int) -> dict[str, Recipe]:
         "dsb-gradient": Recipe(f"DSB-{size}, lift mean, by gradient", shuffled, dsb(lift="mean", grow="gradient")),
         "rigl": Recipe("RigL, unstructured", ow.layouts.Unstructured, rigl),
         "rigl-vector": Recipe(f"RigL on OutVector({size})", lambda: ow.layouts.OutVector(size), rigl),
+        "static": Recipe("static, unstructured", ow.layouts.Unstructured, lambda total: ow.methods.Static()),
+        "mest-constant": mest("constant", "constant"),
+        "mest-elastic": mest("elastic", "EM"),
+        "mest-soft": mest("soft", "EM&S"),
+        "mest-soft-de": mest("soft", "EM&S, + data efficiency", all_examples=0.5),
+        "gse": Recipe(
+            "GSE, uniform",
+            ow.layouts.Unstructured,
+            lambda total: ow.methods.GSE(interval=INTERVAL, end=END, total_steps=total),
+        ),
     }
 
 
@@ -117,10 +137,14 @@ def changes(sparsity: ow.Sparsity) -> dict[str, Any]:
 
 def train(
     model: nn.Module, sparsity: ow.Sparsity | None, data: tuple[Images, Images], source: Parquet, epochs: int, seed: int,
-    console: Console,
+    all_examples: float, console: Console,
 ) -> Outcome:  # fmt: skip
     """One run, as a plain loop."""
-    loader = BatchLoader(data[0], source, BATCH, train=True, seed=seed)
+    events = ow.data.ForgettingEvents(len(data[0]))
+    easy_until = max(1, round(all_examples * epochs))
+    selection = ow.data.DataEfficientSampler(events, easy_until, threshold=0, at_least=BATCH, seed=seed)
+    loader = BatchLoader(data[0], source, BATCH, train=True, seed=seed, selection=selection if easy_until < epochs else None)
+    full = len(loader)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY)
     if sparsity is not None:
         sparsity.attach(optimizer)
@@ -128,7 +152,12 @@ def train(
     began = time.perf_counter()
     for epoch in range(epochs):
         figures, in_epoch = Running(), []
-        for step, (x, y, _) in enumerate(loader):
+        if loader.selection is not None and epoch == easy_until:
+            selection.select()
+            console.print(f"  {selection.removed:,} easy examples left out from here")
+            assert sparsity is not None
+            shorten(sparsity.method, Timetable(epochs, full, easy_until, len(loader)))
+        for step, (x, y, ids) in enumerate(loader):
             start = time.perf_counter()
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule.factor(epoch + (step + 0.5) / len(loader), epochs)
             scores = model(x)
@@ -139,6 +168,8 @@ def train(
                 held = memory(model, optimizer)
             optimizer.zero_grad()
             figures.add(loss, scores, y)
+            if loader.selection is not None:
+                events.record(ids, scores, y)
             if sparsity is not None and sparsity.last_update_step != seen_update:
                 seen_update = sparsity.last_update_step
                 outcome.topology.append(changes(sparsity))
@@ -156,7 +187,7 @@ def train(
     outcome.run = {
         **{name: outcome.epochs[-1][name] for name in ("test_accuracy", "train_loss", "train_accuracy")},
         "parameters": active_parameters(model), "trained_bytes": held.trained, "index_bytes": held.indices,
-        **outcome.movement(),
+        **outcome.movement(), "examples": len(data[0]) - selection.removed,
         "step_ms": round(1e3 * statistics.median(seconds), 2), "minutes": round((time.perf_counter() - began) / 60, 1),
     }  # fmt: skip
     return outcome
@@ -272,7 +303,8 @@ def main() -> None:
             continue
         console.print(f"{titles.get(name, name)} at {share}")
         model, sparsity = build(options.model, known.get(name), share, total, options.seed)
-        outcome = train(model, sparsity, (train_set, test_set), source, options.epochs, options.seed, console)
+        all_examples = known[name].all_examples if name in known else 1.0
+        outcome = train(model, sparsity, (train_set, test_set), source, options.epochs, options.seed, all_examples, console)
         tables["epochs"].append([{**key, **row} for row in outcome.epochs])
         tables["topology"].append([{**key, **row} for row in outcome.topology])
         # Last, because its row says that the run is complete.
