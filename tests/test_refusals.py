@@ -245,6 +245,8 @@ GARBLED = [
     (("layers", "2", "offsets"), poked(-1, 10**6), "'2' is damaged"),
     (("layers", "2", "offsets"), poked(1, 10**6), "'2' is damaged"),
     (("layers", "2", "offsets"), lambda t: t[:0], "'2' is damaged"),
+    (("layers", "2", "gradients"), 3, "'2' is damaged: its gradients"),
+    (("layers", "2", "gradients"), {"total": torch.zeros(1), "steps": 1}, "'2' is damaged: its gradients"),
     (("generator",), lambda t: t[:10], "generator"),
     (("generator",), lambda t: t.float(), "generator"),
     (("generator",), "random", "generator"),

@@ -126,7 +126,16 @@ class Sparsity:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    @torch.no_grad()
+    def _sum_gradients(self) -> None:
+        """Keep the gradients of the steps before an update, where the method looks at more than the last."""
+        ahead = range(self.method.gradient_steps)
+        if len(ahead) > 1 and any(self.method.due(self.step_count + steps) for steps in ahead):
+            for layer in self._layers.values():
+                layer.add_gradient()
+
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._sum_gradients()
         if not self._updated and self.method.due(self.step_count):
             self._update()
         self.step_count += 1
@@ -165,6 +174,7 @@ class Sparsity:
                     "count": layer.count,
                     "shape": list(layer.shape),
                     **{key: getattr(layer.module, key).clone() for key in ("rows", "offsets", "cols")},
+                    **({} if layer.gradients is None else {"gradients": layer.gradients._asdict()}),
                 }
                 for name, layer in self._layers.items()
             },
@@ -183,6 +193,7 @@ class Sparsity:
                 values = layer.module.values.detach()
                 layer.module.replace(pattern, carried(values.cpu(), layer.now, pattern).to(values.device))
             layer.count = checked.counts[name]
+            layer.gradients = checked.gradients[name]
         self._generator.set_state(checked.generator)
         self.step_count = checked.step_count
         self.last_update, self.last_update_step = {}, None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from openwork.pattern import Pattern
-from openwork.update import SparseLayer
+from openwork.update import Gradients, SparseLayer
 
 
 class Checked(NamedTuple):
@@ -20,12 +20,14 @@ class Checked(NamedTuple):
         generator: random state.
         patterns: layer name -> pattern, on the CPU.
         counts: layer name -> units.
+        gradients: layer name -> gradients summed for the next update, None where there are none.
     """
 
     step_count: int
     generator: Tensor
     patterns: dict[str, Pattern]
     counts: dict[str, int]
+    gradients: dict[str, Gradients | None]
 
 
 def check_state(state: object, layers: Mapping[str, SparseLayer]) -> Checked:
@@ -48,7 +50,9 @@ def check_state(state: object, layers: Mapping[str, SparseLayer]) -> Checked:
         strange, absent = sorted(set(held) - set(layers)), sorted(set(layers) - set(held))
         raise ValueError(f"state is of another model: it has {strange or 'no'} unknown and lacks {absent or 'no'} layers")
     patterns = {name: _pattern(layer, held[name]) for name, layer in layers.items()}
-    return Checked(step_count, _random_state(state["generator"]), patterns, {name: held[name]["count"] for name in layers})
+    counts = {name: held[name]["count"] for name in layers}
+    gradients = {name: _gradients(layer, held[name], patterns[name]) for name, layer in layers.items()}
+    return Checked(step_count, _random_state(state["generator"]), patterns, counts, gradients)
 
 
 def _random_state(held: object) -> Tensor:
@@ -84,5 +88,20 @@ def _pattern(layer: SparseLayer, held: object) -> Pattern:
     return pattern
 
 
-def _is_count(value: object) -> bool:
+def _gradients(layer: SparseLayer, held: Mapping[str, Any], pattern: Pattern) -> Gradients | None:
+    """What one layer's state says of summed gradients."""
+    if "gradients" not in held:
+        return None
+    sums = held["gradients"]
+    total, steps = (sums.get("total"), sums.get("steps")) if isinstance(sums, Mapping) else (None, None)
+    if not (isinstance(total, Tensor) and total.is_floating_point() and tuple(total.shape) == pattern.value_shape):
+        raise ValueError(
+            f"state of layer {layer.name!r} is damaged: its gradients are no tensor of shape {pattern.value_shape}"
+        )
+    if not (_is_count(steps) and steps):
+        raise ValueError(f"state of layer {layer.name!r} is damaged: its gradients are of steps={steps!r}, no number of steps")
+    return Gradients(total.to(layer.module.values, copy=True), steps)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

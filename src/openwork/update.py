@@ -32,6 +32,18 @@ class Change(NamedTuple):
     evicted_mass: float
 
 
+class Gradients(NamedTuple):
+    """Gradients of the values, summed over optimizer steps.
+
+    Attributes:
+        total: their sum, shaped like the values.
+        steps: how many.
+    """
+
+    total: Tensor
+    steps: int
+
+
 @dataclass(eq=False)
 class SparseLayer:
     """A sparse module, the layout that its patterns come from and the number of units it holds."""
@@ -45,6 +57,7 @@ class SparseLayer:
 
     def __post_init__(self) -> None:
         self._now: Pattern | None = None
+        self.gradients: Gradients | None = None
 
     @property
     def now(self) -> Pattern:
@@ -73,10 +86,18 @@ class SparseLayer:
 
     def importances(self, gradient_weight: float) -> Tensor:
         """The mean ``|w| + |gradient_weight * dL/dw|`` of every active atom."""
-        gradient = self.module.values.grad
+        gradient = self.module.values.grad if self.gradients is None else self.gradients.total / self.gradients.steps
         if gradient is None or not gradient_weight:
             return self.magnitudes()
         return self.layout.pool(self.now, self._absolute() + (gradient_weight * gradient.detach()).abs().cpu())
+
+    def add_gradient(self) -> None:
+        """Take the gradient of this step in the sum that ``importances`` looks at."""
+        gradient = self.module.values.grad
+        if gradient is None:
+            return
+        held = self.gradients
+        self.gradients = Gradients(gradient.clone(), 1) if held is None else Gradients(held.total + gradient, held.steps + 1)
 
     def weights(self) -> Tensor:
         """``|w|`` of every active weight."""
@@ -141,6 +162,7 @@ class SparseLayer:
                 state[key] = carried(tensor, old, new, moves)
         self.module.replace(new, carried(self.module.values.detach(), old, new, moves))
         self.count = proposal.count
+        self.gradients = None
         return change
 
     def _absolute(self) -> Tensor:

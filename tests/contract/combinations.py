@@ -28,7 +28,11 @@ LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
 
 METHOD_OPTIONS: dict[str, list[dict[str, object]]] = {
     "GSE": [{}, {"sampling": "grabo", "subset": 0.5}, {"sampling": "graest"}],
-    "MEST": [{}, {"mode": "soft", "end": 5, "mutation": 0.3}, {"mode": "constant", "relative": False, "mutation": 0.05}],
+    "MEST": [
+        {},
+        {"mode": "soft", "end": 5, "mutation": 0.3},
+        {"mode": "constant", "relative": False, "mutation": 0.05, "gradient_steps": 2},
+    ],
     "DSB": [
         {},
         {"lift": "mean", "regroup": 2, "norm": "l2"},

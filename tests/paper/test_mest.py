@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -20,16 +22,18 @@ def active(total, density):
     return total - math.floor((1 - density) * total + 1e-9)
 
 
-@pytest.mark.parametrize("gradient_weight", [0.0, 3.0])
-def test_elastic_mutation_is_the_masked_simulation_step_by_step(gradient_weight):
+@pytest.mark.parametrize(("gradient_weight", "gradient_steps"), [(0.0, 1), (3.0, 1), (3.0, 4)])
+def test_elastic_mutation_is_the_masked_simulation_step_by_step(gradient_weight, gradient_steps):
     method = MEST(
-        interval=INTERVAL, end=END, mutation=0.25, milestones=[60], gradient_weight=gradient_weight, total_steps=STEPS
-    )
+        interval=INTERVAL, end=END, mutation=0.25, milestones=[60], gradient_weight=gradient_weight, total_steps=STEPS,
+        gradient_steps=gradient_steps,
+    )  # fmt: skip
     model, sparsity, optimizer, simulation = begin(method)
     densities = {row.layer: row.asked for row in sparsity.report().rows}
-    moved, by_gradient = 0, 0
+    moved, by_gradient, past = 0, 0, []
     for step in range(STEPS):
         gradients = simulation.gradients(step)
+        past = [*past, gradients][-gradient_steps:]
         simulation.sgd(gradients)
         train_step(model, optimizer, step)
         if 0 < step < END and step % INTERVAL == 0:
@@ -38,7 +42,8 @@ def test_elastic_mutation_is_the_masked_simulation_step_by_step(gradient_weight)
                 size, density = simulation.masks[layer].numel(), densities[layer]
                 n = active(size, density) - active(size, density * (1 - p))
                 weight = simulation.params[f"{layer}.weight"].abs()
-                score = weight + (gradient_weight * gradients[f"{layer}.weight"]).abs()
+                mean = sum(seen[f"{layer}.weight"] for seen in past) / len(past)
+                score = weight + (gradient_weight * mean).abs()
                 before, kept = simulation.masks[layer], simulation.without_lowest(layer, n, score)
                 by_gradient += int((kept ^ simulation.without_lowest(layer, n)).sum())
                 mask = module.pattern.mask().view(before.shape)
@@ -134,10 +139,42 @@ def test_a_mutation_of_all_that_there_is_leaves_one_weight():
     strongest = int(model[0].dense_weight().detach().abs().argmax())
     for _ in range(2):
         model(torch.ones(1, 50)).sum().backward()
-        optimizer.step()
+        # The first update is the one after step 1; the warning names the layer.
+        with pytest.warns(UserWarning, match=r"density 0\.02 of '0'") if _ else contextlib.nullcontext():
+            optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # said once
     assert model[0].pattern.nnz == 20
     assert bool(model[0].pattern.mask().flatten()[strongest])
     assert sparsity.last_update["0"].dropped == 19
+
+
+@pytest.mark.parametrize(("name", "mode", "updates", "rates"), [
+    # One step an epoch: the table's own numbers, by epoch.
+    ("paper-cifar", "elastic", range(5, 130, 5), {95: (0.05, False), 100: (0.025, False)}),
+    ("paper-cifar", "soft", [*range(5, 130, 5), 130], {95: (0.05, False), 100: (0.025, False)}),
+    ("paper-cifar", "constant", range(5, 130, 5), {95: (0.05, False), 129: (0.05, False)}),
+    ("paper-imagenet", "elastic", range(2, 120, 2), {89: (0.05, False), 90: (0.025, False)}),
+    ("release", "elastic", range(5, 120, 5), {89: (0.2, True), 90: (0.1, True)}),
+    ("release", "soft", [*range(5, 120, 5), 120], {89: (0.05, False), 90: (0.025, False)}),
+])  # fmt: skip
+def test_presets_are_the_published_schedules(name, mode, updates, rates):
+    epochs = 150 if name == "paper-imagenet" else 160
+    method = MEST.preset(name, mode, total_steps=epochs)
+    assert [step for step in range(epochs + 1) if method.due(step)] == list(updates)
+    assert {step: (method._share(step), method.relative) for step in rates} == rates
+    assert method.gradient_weight == {"paper-cifar": 0.01, "paper-imagenet": 0.001, "release": 0.0}[name]
+    stretched = MEST.preset(name, mode, total_steps=100 * epochs)
+    assert [step for step in range(100 * epochs + 1) if stretched.due(step)] == [100 * step for step in updates]
+
+
+def test_the_released_bounds_at_a_sparsity_of_nine_tenths():
+    """The scripts name them: EM 0.92 and 0.91 are removed at most, EM&S keeps 0.85 and 0.875 at least."""
+    elastic, soft = (MEST.preset("release", mode, total_steps=160) for mode in ("elastic", "soft"))
+    removed = [1 - 0.1 + elastic._surplus(0.1, step) for step in (5, 95)]
+    assert removed == pytest.approx([0.92, 0.91])
+    assert [1 - soft._peak(0.1, step) for step in (5, 95)] == pytest.approx([0.85, 0.875])
 
 
 def test_what_cannot_be_is_refused():
@@ -145,10 +182,16 @@ def test_what_cannot_be_is_refused():
         ({"mode": "hard"}, "mode='hard'"), ({"mutation": 1.0}, r"mutation=1\.0"), ({"mutation": 1}, "mutation=1"),
         ({"milestones": [1.5]}, r"milestones=\[1\.5\]"), ({"milestones": 0.5}, "milestones"),
         ({"mode": "constant", "milestones": [10]}, "constant"), ({"gradient_weight": -1}, "gradient_weight=-1"),
-        ({"relative": 1}, "relative=1"), ({"interval": 0}, "interval=0"), ({"end": 1.5}, r"end=1\.5"),
+        ({"relative": 1}, "relative=1"), ({"gradient_steps": 0}, "gradient_steps=0"),
+        ({"gradient_steps": 5, "interval": 4}, "from 1 to interval=4"), ({"interval": 0}, "interval=0"),
+        ({"end": 1.5}, r"end=1\.5"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=name):
             MEST(**options)
+    with pytest.raises(ValueError, match="name='paper' is unknown; known: paper-cifar"):
+        MEST.preset("paper", total_steps=10)
+    with pytest.raises(ValueError, match="total_steps=0"):
+        MEST.preset("release", total_steps=0)
     model = linear()
     sparsity = ow.sparsify(model, sparsity=0.9, layout="unstructured", method=MEST(milestones=[0.5], end=100))
     with pytest.raises(ValueError, match=r"milestones=0\.5 is a share of total_steps"):

@@ -46,7 +46,10 @@ class Layer(Protocol):
         """The mean ``|w|`` of every active atom."""
 
     def importances(self, gradient_weight: float) -> Tensor:
-        """The mean ``|w| + |gradient_weight * dL/dw|`` of every active atom, with the gradient of the step just done."""
+        """The mean ``|w| + |gradient_weight * dL/dw|`` of every active atom.
+
+        The gradient is that of the step just done, or the mean over the method's ``gradient_steps``.
+        """
 
     def weights(self) -> Tensor:
         """``|w|`` of every active weight, in storage order."""
@@ -83,11 +86,13 @@ class Method(ABC):
         needs: what armed layers collect in the backward pass of a topology step.
         replaces_step: whether a topology update takes the place of the optimizer's step (its gradients are then set to None) or
             follows it.
+        gradient_steps: over how many optimizer steps, that of the update the last, ``importances`` takes the gradient's mean.
         total_steps: optimizer steps of the whole training, where known.
     """
 
     needs: frozenset[Evidence] = frozenset()
     replaces_step: bool = False
+    gradient_steps: int = 1
     total_steps: int | None = None
 
     def initial_density(self, density: float) -> float:
