@@ -19,13 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib as mpl
-
-mpl.use("agg")
-
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot as plt
+from plots import plt, save
 from rich.console import Console
 from torch import nn
 
@@ -248,10 +244,7 @@ def plot(epochs: list[dict[str, str]], topology: list[dict[str, str]], titles: d
         column[0].set_ylabel("test accuracy, %")
         column[1].set_ylabel("evicted share of a layer's |w|, %")
         column[0].legend(fontsize="small")
-    part = path.with_suffix(".part.svg")
-    figure.savefig(part)
-    plt.close(figure)
-    part.replace(path)
+    save(figure, path)
 
 
 def publish(options: argparse.Namespace, tables: dict[str, Table], titles: dict[str, str]) -> None:

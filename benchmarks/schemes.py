@@ -14,13 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("agg")
-
 import torch
 from kernels import Conv, Functions, check
-from matplotlib import pyplot as plt
+from plots import plt, save
 from timing import RESULTS, interleaved, report, warm_allocator
 
 from openwork import layouts
@@ -87,10 +83,7 @@ def plot(rows: list[tuple[Any, ...]], path: Path) -> None:
     axis.set_ylabel("times faster than dense, forward + backward")
     axis.grid(alpha=0.3)
     axis.legend()
-    part = path.with_suffix(".part.svg")
-    figure.savefig(part)
-    plt.close(figure)
-    part.replace(path)
+    save(figure, path)
 
 
 def main() -> None:
