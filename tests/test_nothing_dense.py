@@ -132,6 +132,8 @@ METHODS = {
         ("channel", "RigL"),
         ("filter", "GSE"),
         ("out_vector(8)", "RigL"),
+        ("out_vector(8, balance='group')", "RigL"),
+        ("out_vector(8, balance='group')", "SET"),
         ("shuffled_block(16, 16)", "SET"),
         ("shuffled_block(16, 16)", "RigL"),
         ("shuffled_block(16, 16)", "DSB"),

@@ -17,7 +17,7 @@ from openwork.pattern import Pattern
 LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
     "Block": [(4, 4), (2, 5), (5, 1)],
     "ShuffledBlock": [(4, 4), (3, 2)],
-    "OutVector": [(4,)],
+    "OutVector": [(4,), (4, True), (3, True, "group")],
     "KernelPattern": [(), ("mest-release",)],
     "PerLayer": [({"3x3": "channel", "conv": "block(4, 1)", "inner": "unstructured", "linear": "shuffled_block(4, 4)"},)],
     "TransposableNM": [(1, 2), (2, 5, "greedy")],

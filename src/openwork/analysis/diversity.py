@@ -75,6 +75,20 @@ def _of_tiles(block: tuple[int, int], shape: Dims, sparsity: float, formula: For
     return int((tiles.any((2, 4)) == tiles.all((2, 4))).all((1, 2)).sum())
 
 
+def _vectors(layout: Any, shape: Dims, sparsity: float, formula: Formula) -> int:
+    """Over the row groups that a layer has; with balanced groups ``C(C, k) ^ (R / v)``, ``k`` columns in each."""
+    if layout.balance == "layer":
+        return _tiles(layout, shape, sparsity, formula)
+    rows, cols = _divided(shape, layout.block)
+    groups = rows // layout.v
+    kept = layout.fit(shape, 1.0 - sparsity) // groups
+    if formula != "brute":
+        return comb(cols, kept) ** groups
+    every = counting.masks((rows, cols), kept * rows).reshape(-1, groups, layout.v, cols)
+    whole = (every.any(2) == every.all(2)).all((1, 2))
+    return int((whole & (every.all(2).sum(2) == kept).all(1)).sum())
+
+
 def _filters(layout: Any, shape: Dims, sparsity: float, formula: Formula) -> int:
     return _of_tiles((1, matrix(shape)[1]), shape, sparsity, formula)
 
@@ -175,7 +189,7 @@ Family = Callable[[Any, Dims, float, Formula], int]
 FAMILIES: dict[str, Family] = {
     "Unstructured": _tiles,
     "Block": _tiles,
-    "OutVector": _tiles,
+    "OutVector": _vectors,
     "Filter": _filters,
     "Channel": _channels,
     "ShuffledBlock": _shuffled,

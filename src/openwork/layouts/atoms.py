@@ -34,6 +34,10 @@ class AtomLayout(Layout):
     def room(self, shape: tuple[int, int]) -> np.ndarray:
         """The most atoms of each class that any pattern holds."""
 
+    def offer(self, shape: tuple[int, int], active: int, n: int) -> np.ndarray:
+        """How many candidates of each class suffice where ``active`` atoms are active and ``n`` may go or come."""
+        return np.minimum(self.room(shape), n)
+
     @abstractmethod
     def supplement(
         self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
@@ -68,7 +72,15 @@ class AtomLayout(Layout):
 
     @abstractmethod
     def rows(self, shape: tuple[int, int]) -> Tensor:
-        """The row groups that a layer starts with."""
+        """The row groups that a layer starts with, unless ``start`` finds others."""
+
+    def start(self, shape: tuple[int, int], count: int, weight: Tensor) -> tuple[Tensor, np.ndarray] | None:
+        """``(rows, ids)``, where the weights decide which row groups and atoms a layer starts with; None: atoms are drawn."""
+        return None
+
+    def own_rows(self, pattern: Pattern) -> Tensor:
+        """The row groups that a pattern at hand should have."""
+        return self.rows(pattern.shape)
 
     @abstractmethod
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
@@ -95,8 +107,11 @@ class AtomLayout(Layout):
 
     @final
     def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
-        """Atoms drawn uniformly."""
+        """Atoms drawn uniformly, unless ``start`` finds some."""
         shape = matrix(dims)
+        found = self.start(shape, count, weight)
+        if found is not None:
+            return self.build(shape, found[1], found[0])
         empty = self.build(shape, np.empty(0, dtype=np.int64), self.rows(shape))
         drawn = _ids(self.sample_inactive(empty, count, generator))
         return self.build(shape, self._fill(shape, count, drawn), empty.rows)
@@ -117,14 +132,14 @@ class AtomLayout(Layout):
     def best_inactive(self, now: Pattern, kept: Tensor, chunks: Iterable[tuple[int, Tensor]], n: int) -> Scores:
         """A running top-``n`` for every class."""
         fixed = np.sort(self._key(kept.numpy()))
-        room = np.minimum(self.room(now.shape), n)
+        room = self.offer(now.shape, self.atoms(now).numel(), n)
         best, ids = np.empty(0), np.empty(0, dtype=np.int64)
         for at, value in self.pool_chunks(now, chunks):
             fresh = ~member(self._key(at), fixed)
             ids = np.concatenate([ids, at[fresh]])
             best = np.concatenate([best, value[fresh]])
             # A class may need up to n of its own, whatever the others offer.
-            top = _best_of_classes(ids, best, self.classes(now.shape, ids), room)
+            top = best_of_classes(ids, best, self.classes(now.shape, ids), room)
             ids, best = ids[top], best[top]
         return Scores(torch.from_numpy(best), torch.from_numpy(ids))
 
@@ -213,7 +228,7 @@ class AtomLayout(Layout):
         """Whole atoms, as many of each class as the count says."""
         pattern.validate()
         ids = self.atoms(pattern).numpy()
-        rebuilt = self.build(pattern.shape, ids, self.rows(pattern.shape))
+        rebuilt = self.build(pattern.shape, ids, self.own_rows(pattern))
         if not torch.equal(pattern.rows, rebuilt.rows):
             raise LayoutError(f"the pattern is not one of {self!r}: its row groups differ")
         if not np.array_equal(np.sort(pattern.positions.numpy().ravel()), np.sort(rebuilt.positions.numpy().ravel())):
@@ -254,7 +269,7 @@ def _descending(score: np.ndarray) -> np.ndarray:
     return np.argsort(-score, kind="stable")
 
 
-def _best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Indices of the ``limits[class]`` highest scores of every class, ties by lowest id."""
     if len(limits) == 1:
         return highest(score, limits[0])

@@ -160,12 +160,6 @@ def check_sizes(**sizes: object) -> None:
             raise ValueError(f"{name}={size!r} must be a positive integer")
 
 
-def check_density(layout: Layout, density: float) -> None:
-    """Raise ``LayoutError`` if a layout of one density is asked for another."""
-    if layout.density is not None and abs(density - layout.density) > 1e-6:
-        raise LayoutError(f"{layout!r} has a density of {layout.density:g}; {density:g} was asked for")
-
-
 def fit_units(shape: tuple[int, int], density: float, units: int, weights_of: Callable[[int], int]) -> int:
     """The smallest number of units, of ``units`` in all, whose weights reach the canonical count of ``density``."""
     total = shape[0] * shape[1]

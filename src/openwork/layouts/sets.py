@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from openwork.layouts.atoms import AtomLayout, first_of_classes, summed
-from openwork.layouts.base import Dims, LayoutError, LayoutRule, check_density, matrix
+from openwork.layouts.base import LayoutRule
+from openwork.layouts.one_density import OneDensity
 from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows
 from openwork.scores import member
@@ -21,7 +22,7 @@ CHUNK = 2**18
 """Weights that are looked at together."""
 
 
-class SetLayout(AtomLayout):
+class SetLayout(OneDensity, AtomLayout):
     """Single weights, of which every set keeps a fixed number.
 
     An axis of the weight is partitioned in sets, alike at every place of the other axes; a set is a capacity class, so that the
@@ -39,32 +40,13 @@ class SetLayout(AtomLayout):
     def __init__(
         self, rule: LayoutRule, density: float, axis: Axis, taps: int, member_of: np.ndarray, keep: np.ndarray
     ) -> None:
-        self._rule, self._density, self._axis, self._taps = rule, density, axis, taps
+        super().__init__(rule, density)
+        self._axis, self._taps = axis, taps
         self._member_of, self._keep = member_of, keep
 
-    @property
-    def density(self) -> float:
-        """What a full set keeps."""
-        return self._density
-
-    @property
-    def height(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """A single weight."""
-        return 1, 1
-
-    def fit(self, dims: Dims, density: float) -> int:
-        """The number of weights that the sets keep.
-
-        Raises:
-            LayoutError: another density is asked for.
-        """
-        check_density(self, density)
-        return int(self.room(matrix(dims)).sum())
+    def held(self, shape: tuple[int, int]) -> int:
+        """As many at every place of the other axes."""
+        return int(self._keep.sum()) * shape[0] * shape[1] // len(self._member_of)
 
     def room(self, shape: tuple[int, int]) -> np.ndarray:
         """What every set keeps."""
@@ -74,10 +56,8 @@ class SetLayout(AtomLayout):
 
     def limits(self, shape: tuple[int, int], count: int) -> np.ndarray:
         """What every set keeps, if that makes ``count``."""
-        limits = self.room(shape)
-        if int(limits.sum()) != count:
-            raise LayoutError(f"{self!r} keeps {int(limits.sum())} weights of a {shape} matrix, not {count}")
-        return limits
+        self.check_count(shape, count)
+        return self.room(shape)
 
     def classes(self, shape: tuple[int, int], ids: np.ndarray) -> np.ndarray:
         """The set of each weight."""
@@ -105,10 +85,6 @@ class SetLayout(AtomLayout):
             own, ids = own[free], ids[free]
             found.append(ids[first_of_classes(self.classes(part, own), self.room(part))])
         return np.concatenate(found)
-
-    def weights_of(self, shape: tuple[int, int], count: int) -> int:
-        """An atom is one weight."""
-        return count
 
     def total_atoms(self, shape: tuple[int, int]) -> int:
         """All weights."""
@@ -141,6 +117,3 @@ class SetLayout(AtomLayout):
         for first, scores in chunks:
             start = first * now.shape[1]
             yield np.arange(start, start + scores.numel()), scores.double().reshape(-1).numpy()
-
-    def __repr__(self) -> str:
-        return repr(self._rule)

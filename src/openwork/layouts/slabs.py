@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import AtomLayout
-from openwork.layouts.base import Dims, LayoutRule, fit_units, matrix
+from openwork.layouts.base import Dims, LayoutRule
+from openwork.layouts.counted import CountedLayout
 from openwork.pattern import Pattern
 
 ROWS = 16
 """Rows of a group, at most: enough for the kernels' tiles, few enough that the groups of a layer keep every thread busy."""
 
 
-class SlabLayout(AtomLayout):
+class SlabLayout(CountedLayout):
     """Slices of equal size, any number of them.
 
     Args:
@@ -35,16 +35,6 @@ class SlabLayout(AtomLayout):
     @abstractmethod
     def size(self, shape: tuple[int, int]) -> int:
         """Weights in a slice."""
-
-    @property
-    def resizable(self) -> bool:
-        """Units are atoms, any number of them."""
-        return True
-
-    def fit(self, dims: Dims, density: float) -> int:
-        """Slices: the fewest whose weights reach the canonical count."""
-        shape = matrix(dims)
-        return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
 
     def weights_of(self, shape: tuple[int, int], count: int) -> int:
         """All slices are alike."""

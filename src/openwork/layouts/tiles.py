@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import AtomLayout, summed
-from openwork.layouts.base import Dims, check_sizes, draw_distinct, fit_units, matrix
+from openwork.layouts.atoms import summed
+from openwork.layouts.base import check_sizes, draw_distinct
+from openwork.layouts.counted import CountedLayout
 from openwork.layouts.settle import Weights
+from openwork.layouts.shares import EdgeShares, Shares
 from openwork.pattern import Pattern, consecutive_rows
 from openwork.scores import member
 
 
-class TileLayout(AtomLayout):
+class TileLayout(CountedLayout):
     """Tiles of ``m`` rows x ``n`` columns; tile ``g * T + t`` is the ``t``-th of row group ``g``.
 
     Where ``R`` or ``C`` does not divide, the last row group is padded and the last tile of each group is narrower.  Full tiles,
@@ -41,17 +43,9 @@ class TileLayout(AtomLayout):
         """Row groups and tiles in each."""
         return -(-shape[0] // self._m), -(-shape[1] // self._n)
 
-    def _class_sizes(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Tiles in each of the classes (full, narrow, low, corner) and weights in one tile of each."""
-        groups, tiles = self._grid(shape)
-        low, narrow = shape[0] % self._m, shape[1] % self._n
-        full_groups, full_tiles = groups - bool(low), tiles - bool(narrow)
-        sizes = np.outer([full_groups, bool(low)], [full_tiles, bool(narrow)]).ravel()
-        weights = np.outer([self._m, low], [self._n, narrow]).ravel()
-        return sizes.astype(np.int64), weights.astype(np.int64)
-
-    def _ragged(self, shape: tuple[int, int]) -> bool:
-        return bool(shape[0] % self._m or shape[1] % self._n)
+    def shares(self, shape: tuple[int, int]) -> Shares:
+        """How the tiles of a pattern are shared out."""
+        return EdgeShares(shape, self._m, self._n)
 
     def total_atoms(self, shape: tuple[int, int]) -> int:
         """All tiles of the matrix."""
@@ -59,74 +53,47 @@ class TileLayout(AtomLayout):
         return groups * tiles
 
     def classes(self, shape: tuple[int, int], ids: np.ndarray) -> np.ndarray:
-        """0 everywhere if the tiles divide the matrix, else 0 full, 1 narrow, 2 low, 3 the corner."""
-        if not self._ragged(shape):
-            return np.zeros(len(ids), dtype=np.int64)
-        groups, tiles = self._grid(shape)
-        low = (ids // tiles == groups - 1) & bool(shape[0] % self._m)
-        narrow = (ids % tiles == tiles - 1) & bool(shape[1] % self._n)
-        return 2 * low.astype(np.int64) + narrow
+        """Those of the shares."""
+        return self.shares(shape).classes(ids)
 
     def limits(self, shape: tuple[int, int], count: int) -> np.ndarray:
-        """The shares of ``count`` in proportion, rounded as Sainte-Lague does: one tile more is one more in one class."""
-        if not self._ragged(shape):
-            return np.array([count], dtype=np.int64)
-        sizes, _ = self._class_sizes(shape)
-        total = int(sizes.sum())
-        limits = (2 * sizes * count + total) // (2 * total)
-        while missing := count - int(limits.sum()):
-            step = 1 if missing > 0 else -1
-            quotient = np.where(sizes > 0, (2 * limits + step) / np.maximum(sizes, 1), step * np.inf)
-            at = int(np.argmin(quotient)) if step > 0 else len(sizes) - 1 - int(np.argmax(quotient[::-1]))
-            limits[at] += step
-        return limits
-
-    @property
-    def resizable(self) -> bool:
-        """Units are atoms, any number of them."""
-        return True
-
-    def fit(self, dims: Dims, density: float) -> int:
-        """Tiles: the fewest whose weights reach the canonical count."""
-        shape = matrix(dims)
-        return fit_units(shape, density, self.total_atoms(shape), lambda count: self.weights_of(shape, count))
+        """Those of the shares."""
+        return self.shares(shape).limits(count)
 
     def room(self, shape: tuple[int, int]) -> np.ndarray:
         """All tiles of a class."""
-        return self.limits(shape, self.total_atoms(shape))
+        return self.shares(shape).sizes
+
+    def offer(self, shape: tuple[int, int], active: int, n: int) -> np.ndarray:
+        """As many of every class as the shares say, where there are as many."""
+        shares = self.shares(shape)
+        return np.minimum(shares.sizes, shares.offer(active, n))
+
+    def together(self, shape: tuple[int, int]) -> int:
+        """One tile, or one of every class."""
+        return self.shares(shape).together
+
+    def weights_of(self, shape: tuple[int, int], count: int) -> int:
+        """Weights in ``count`` tiles, the ragged ones at their real size."""
+        return self.shares(shape).weights_of(count)
 
     def supplement(
         self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
     ) -> np.ndarray:
-        """``n`` inactive tiles of every class, drawn uniformly."""
-        sizes = self.room(shape)
+        """As many inactive tiles of every class as may be needed, drawn uniformly."""
+        shares = self.shares(shape)
         found = [np.empty(0, dtype=np.int64)]
-        if len(sizes) == 1:
+        if len(shares.sizes) == 1:
             return found[0]
-        held = np.bincount(self.classes(shape, active), minlength=len(sizes))
+        held = np.bincount(shares.classes(active), minlength=len(shares.sizes))
         taken = np.sort(np.concatenate([active, drawn]))
-        for kind, size in enumerate(sizes):
-            ranks = draw_distinct(int(size), min(int(size), n + int(held[kind])), generator)
-            ids = self._members(shape, kind, ranks)
-            ids = ids[~member(ids, active)][:n]
+        wanted = shares.offer(len(active), n)
+        for kind, size in enumerate(shares.sizes):
+            ranks = draw_distinct(int(size), min(int(size), wanted + int(held[kind])), generator)
+            ids = shares.members(kind, ranks)
+            ids = ids[~member(ids, active)][:wanted]
             found.append(ids[~member(ids, taken)])
         return np.concatenate(found)
-
-    def _members(self, shape: tuple[int, int], kind: int, ranks: np.ndarray) -> np.ndarray:
-        """The tiles of these ranks within a class, row by row."""
-        groups, tiles = self._grid(shape)
-        low, narrow = divmod(kind, 2)
-        full_tiles = shape[1] // self._n
-        width = 1 if narrow else full_tiles
-        first = full_tiles if narrow else 0
-        group = (groups - 1 if low else 0) + ranks // max(1, width)
-        return group * tiles + first + ranks % max(1, width)
-
-    def weights_of(self, shape: tuple[int, int], count: int) -> int:
-        """Weights in ``count`` tiles, the ragged ones at their real size."""
-        if not self._ragged(shape):
-            return count * self._m * self._n
-        return int((self.limits(shape, count) * self._class_sizes(shape)[1]).sum())
 
     def rows(self, shape: tuple[int, int]) -> Tensor:
         """Consecutive rows."""

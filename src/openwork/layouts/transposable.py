@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import Dims, LayoutError, LayoutRule, check_density, check_sizes, matrix
+from openwork.layouts.base import Dims, LayoutError, LayoutRule, check_sizes, matrix
+from openwork.layouts.one_density import OneDensity
 from openwork.layouts.refit import RefitLayout
 from openwork.layouts.settle import Weights
 from openwork.layouts.tile_masks import SOLVERS, Solver
@@ -56,7 +57,7 @@ class TransposableNM(LayoutRule):
         return TransposableTiles(self, math.prod(dims[2:]))
 
 
-class TransposableTiles(RefitLayout):
+class TransposableTiles(OneDensity, RefitLayout):
     """The tiles of one layer; methods see single weights.
 
     Args:
@@ -65,41 +66,14 @@ class TransposableTiles(RefitLayout):
     """
 
     def __init__(self, rule: TransposableNM, taps: int) -> None:
-        self._rule, self._n, self._m, self._taps = rule, rule.n, rule.m, taps
+        super().__init__(rule, rule.n / rule.m)
+        self._n, self._m, self._taps = rule.n, rule.m, taps
         self._solve = SOLVERS[rule.solver]
         self.vectors = Unstructured()
 
-    @property
-    def density(self) -> float:
-        """``n / m``."""
-        return self._n / self._m
-
-    @property
-    def height(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """A single weight."""
-        return 1, 1
-
-    def fit(self, dims: Dims, density: float) -> int:
-        """All weights that the tiles keep.
-
-        Raises:
-            LayoutError: another density is asked for.
-        """
-        check_density(self, density)
-        return self._total(matrix(dims))
-
-    def _total(self, shape: tuple[int, int]) -> int:
+    def held(self, shape: tuple[int, int]) -> int:
         """What the tiles of a matrix keep."""
         return shape[0] * shape[1] // self._m * self._n
-
-    def weights_of(self, shape: tuple[int, int], count: int) -> int:
-        """A unit is one weight."""
-        return count
 
     def initial(self, dims: Dims, count: int, weight: Tensor, generator: torch.Generator) -> Pattern:
         """The best masks of random scores."""
@@ -108,8 +82,7 @@ class TransposableTiles(RefitLayout):
 
     def project(self, now: Pattern, weights: Weights, count: int, *, regroup: bool) -> Pattern:
         """The best mask of every tile; there are no row groups to form."""
-        if count != self._total(now.shape):
-            raise LayoutError(f"{self!r} keeps {self._total(now.shape)} weights of a {now.shape} matrix, not {count}")
+        self.check_count(now.shape, count)
         tile, row, col = self._place(now.shape, weights.flat)
         order = np.argsort(tile, kind="stable")
         ranked, score = tile[order], weights.score[order]
@@ -152,6 +125,3 @@ class TransposableTiles(RefitLayout):
                 raise LayoutError(f"the pattern is not one of {self!r}: a row or column of a tile does not hold {self._n}")
         if count != pattern.nnz:
             raise LayoutError(f"the pattern holds {pattern.nnz} weights, not {count}")
-
-    def __repr__(self) -> str:
-        return repr(self._rule)
