@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -28,7 +30,65 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train}
+def inspect(arguments: Sequence[str]) -> int:
+    """``openwork inspect``: print what a run is, what its layers hold and cost, and how far it got."""
+    from rich.console import Console
+
+    from openwork.train.describe import described
+    from openwork.train.runs import read_runs
+
+    parser = ArgumentParser(prog="openwork inspect", description=INSPECT)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, finished or not, or the dense one inside")
+    run, *twins = read_runs([parser.parse_args(list(arguments)).run])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    for part in described(run, twins[0] if twins else None):
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """``openwork report``: write one HTML page about some runs and their dense twins."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from openwork.train.files import write_text
+    from openwork.train.page import page, sections
+    from openwork.train.runs import read_runs
+
+    parser = ArgumentParser(prog="openwork report", description=REPORT)
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="run folders; their dense twins come along")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (default: %(default)s)")
+    options = parser.parse_args(list(arguments))
+    if options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder; the name of a file is wanted")
+    runs = read_runs(options.run)
+    console = Console(stderr=True)
+    drawn = sections(runs)
+    done = [section() for section in track(drawn, "Drawing", console=console, transient=True, disable=not console.is_terminal)]
+    try:
+        write_text(options.out, page(runs, done))
+    except OSError as error:
+        raise ValueError(f"--out {options.out}: {error}") from error
+    print(f"{len(runs)} trainings in {options.out}")
+    return 0
+
+
+WIDE = 150
+"""Columns of output that goes to a file or another program."""
+
+INSPECT = (
+    "Print what a run is, its layers with their sparsity, exploration rate and bytes, bytes by the papers' formulas, FLOPs "
+    "against dense, the last epoch and the topology updates."
+)
+
+REPORT = (
+    "Write one HTML page that needs nothing else: accuracy and loss, sparsity by layer, masks over time, dropped and grown "
+    "weights, memory, FLOPs and step time against dense."
+)
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "inspect": inspect, "report": report}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

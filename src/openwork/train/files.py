@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,14 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content)
     os.replace(part, path)
 
 
@@ -29,17 +35,23 @@ class Table:
         self.columns = columns
 
     def rows(self) -> list[dict[str, str]]:
-        """The rows so far."""
+        """The rows so far, without a last line that is not complete: its process was killed or is still writing."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[dict[str, str]], bool]:
+        """The rows, and whether the file ends within one."""
         if not self.path.exists():
-            return []
+            return [], False
         with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            text = file.read()
+        whole = text[: text.rfind("\n") + 1]
+        return list(csv.DictReader(io.StringIO(whole, newline=""))), whole != text
 
     def keep(self, wanted: Callable[[Mapping[str, str]], bool]) -> None:
-        """Drop the rows that are not wanted."""
-        rows = self.rows()
+        """Drop the rows that are not wanted, and a last one that is not complete."""
+        rows, torn = self._read()
         kept = [row for row in rows if wanted(row)]
-        if len(kept) == len(rows):
+        if len(kept) == len(rows) and not torn:
             return
         part = self.path.with_name(self.path.name + ".part")
         with part.open("w", newline="", encoding="utf-8") as file:

@@ -13,14 +13,18 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from openwork.analysis import Memory, active_parameters, memory
+from openwork.train.checkpoint import CheckpointError
 from openwork.train.classifier import classifier
 from openwork.train.data_efficiency import FIGURES, epoch_figures
 from openwork.train.files import Table
+from openwork.train.layer_history import LayerHistory
+from openwork.train.plain import as_json, decode
 from openwork.update import Change
 
 EPOCH_COLUMNS = (
     "epoch", "step", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "parameters", "step_ms",
 )  # fmt: skip
+SPARSE_COLUMNS = ("sparsity", "exploration_rate")
 TOPOLOGY_COLUMNS = ("step", "layer", *Change._fields)
 
 
@@ -53,10 +57,27 @@ class Stopwatch(pl.Callback):
             self.seconds.append(seconds)
             if not classifier(pl_module).topology_changed:
                 self.plain.append(seconds)
-        if self._seen in (1, 2) or batch_idx == 0:
+        # By the run's steps, not this process's, and the first of equals: a resumed run counts what a whole one does.
+        if self.memory is None or trainer.global_step <= 2 or batch_idx == 0:
             now = memory(classifier(pl_module).model, trainer.optimizers[0])
-            if self.memory is None or now.trained >= self.memory.trained:
+            if self.memory is None or now.trained > self.memory.trained:
                 self.memory = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """The most memory so far; times are those of one process."""
+        return {"memory": None if self.memory is None else as_json(self.memory)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the most memory so far.
+
+        Raises:
+            CheckpointError: the state is damaged.
+        """
+        try:
+            held = state_dict["memory"]
+            self.memory = None if held is None else decode(Memory, held, "memory")
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's record of memory is damaged: {error}") from error
 
     @property
     def median(self) -> float | None:
@@ -77,13 +98,18 @@ class History(pl.Callback):
     Args:
         folder: the run's folder.
         watch: times the steps.
+        layers: knows the sparse layers' totals, which have columns of their own; None for a dense training.
         data_efficient: whether examples are removed, which has columns of its own.
     """
 
-    def __init__(self, folder: Path, watch: Stopwatch, data_efficient: bool = False) -> None:
-        self.metrics = Table(folder / "metrics.csv", EPOCH_COLUMNS + (FIGURES if data_efficient else ()))
+    def __init__(
+        self, folder: Path, watch: Stopwatch, layers: LayerHistory | None = None, data_efficient: bool = False
+    ) -> None:
+        sparse = () if layers is None else SPARSE_COLUMNS
+        self.metrics = Table(folder / "metrics.csv", EPOCH_COLUMNS + sparse + (FIGURES if data_efficient else ()))
         self.topology = Table(folder / "topology.csv", TOPOLOGY_COLUMNS)
         self.watch = watch
+        self.layers = layers
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rows that an interrupted run wrote after its checkpoint will be written again."""
@@ -116,9 +142,12 @@ class History(pl.Callback):
             "test_accuracy": module.tested.accuracy,
             "parameters": active_parameters(module.model),
         }
+        if self.layers is not None:
+            figures |= self.layers.totals()
         if module.loader.selection is not None:
             figures |= epoch_figures(module.loader.selection, trainer.current_epoch)
-        row: dict[str, object] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures}
+        row: dict[str, object] = dict.fromkeys(self.metrics.columns, "")
+        row |= {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures}
         row["step_ms"] = round(1e3 * statistics.median(epoch_time), 3) if epoch_time else ""
         self.metrics.append([row])
         for logger in trainer.loggers:

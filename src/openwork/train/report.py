@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 
 from openwork.analysis import Memory
+from openwork.train.facts import read_json
 from openwork.train.files import Table, write_text
+from openwork.train.plain import decode
 
 SUMMARY = "summary.json"
 
@@ -56,9 +59,13 @@ class Summary:
 
     @classmethod
     def read(cls, folder: Path) -> Summary | None:
-        """Read ``summary.json``; None where the run has not finished."""
-        path = folder / SUMMARY
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        """Read ``summary.json``; None where the run has not finished.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        content = read_json(folder / SUMMARY)
+        return None if content is None else decode(cls, content, str(folder / SUMMARY))
 
 
 def topology_figures(folder: Path) -> tuple[int, float]:
@@ -116,6 +123,6 @@ def _ms(seconds: float | None) -> str:
 
 def as_text(*parts: RenderableType) -> str:
     """What the parts look like on a wide terminal, without colours."""
-    console = Console(width=160, no_color=True, force_terminal=False, record=True, quiet=True)
-    console.print(Group(*parts))
-    return console.export_text()
+    text = io.StringIO()
+    Console(file=text, width=160, no_color=True, force_terminal=False).print(Group(*parts))
+    return text.getvalue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import logging
 import signal
 import warnings
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from openwork.data.loader import BatchLoader
 from openwork.methods import Method
 from openwork.names import resolve
 from openwork.sparsify import Sparsity, sparsify
-from openwork.train.checkpoint import LAST, AtomicCheckpointIO, Checkpoints, Interrupted, StopRequest
+from openwork.train.checkpoint import LAST, Interrupted, StopRequest
 from openwork.train.classifier import Classifier
 from openwork.train.data_efficiency import Announcement
 from openwork.train.files import write_text
-from openwork.train.history import Bar, EventFiles, History, Stopwatch
+from openwork.train.history import Stopwatch
 from openwork.train.report import Summary, as_text, comparison, measured
 from openwork.train.settings import Settings
+from openwork.train.trainer import make_trainer
 
 TEST_BATCH = 500
 
@@ -121,6 +121,9 @@ def _models(settings: Settings, steps_per_epoch: int) -> dict[str, tuple[nn.Modu
         models["dense"] = copy.deepcopy(settings.model), None
     if settings.sparsity:
         sparsity = _sparsify(settings, settings.epochs * steps_per_epoch)
+        if settings.pictures is not None:
+            # Here too, so that a wrong name is known before anything is written.
+            settings.pictures.choose(sparsity.layers)
         models = {"sparse": (settings.model, sparsity), **models}
     return models
 
@@ -212,7 +215,7 @@ def _one(
     module = Classifier(model, sparsity, settings.optimizer, settings.learning_rate, settings.epochs, loader)
     watch = Stopwatch()
     announcement = None if loader.selection is None else Announcement(loader.selection, settings.epochs, console)
-    trainer = _trainer(settings, folder, watch, stop, announcement)
+    trainer = make_trainer(settings, folder, sparsity, watch, stop, announcement)
     fewer = "" if loader.selection is None else f", fewer from epoch {loader.selection.start + 1} on"
     console.print(f"Training the {name} model: {settings.epochs} epochs of {len(loader)} steps{fewer}")
     with warnings.catch_warnings():
@@ -253,37 +256,4 @@ def _sparsify(settings: Settings, total_steps: int) -> Sparsity:
         force=settings.force,
         seed=settings.seed,
         kernel=settings.kernel,
-    )
-
-
-def _trainer(
-    settings: Settings, folder: Path, watch: Stopwatch, stop: StopRequest, announcement: Announcement | None
-) -> pl.Trainer:
-    # Lightning announces devices, tips and saved files; only what goes wrong is of interest here.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    callbacks: list[pl.Callback] = [
-        watch,
-        History(folder, watch, announcement is not None),
-        Checkpoints(folder / "checkpoints", stop, settings.checkpoint_every),
-    ]
-    if announcement is not None:
-        callbacks.append(announcement)
-    if settings.progress:
-        callbacks.append(Bar())
-    return pl.Trainer(
-        accelerator=settings.device,
-        devices=1,
-        max_epochs=settings.epochs,
-        logger=EventFiles(folder, name="", version=""),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=settings.progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        # The loader gets shorter when examples are removed, and Lightning has to ask for its length again.
-        reload_dataloaders_every_n_epochs=0 if announcement is None else 1,
-        default_root_dir=folder,
     )

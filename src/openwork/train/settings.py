@@ -16,6 +16,7 @@ from openwork.methods import Method
 from openwork.names import resolve
 from openwork.train.data_efficiency import DataEfficiency
 from openwork.train.learning_rate import LearningRate
+from openwork.train.pictures import Pictures
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -42,6 +43,9 @@ class Settings:
         data_efficiency: leave out easy examples after some epochs, such as ``{start: 70, threshold: 0}``; null trains on all.
         seed: of the weights, the topology, the order of the data and the augmentation.
         dense_twin: train the dense model too, from the same weights, with the same data order and schedule, and compare.
+        exploration: keep count of the weights that were ever active (ITOP's R_s); it takes one bit for every weight of the
+            dense matrices, on the CPU and in checkpoints.
+        pictures: of which layers' masks small pictures are kept over the training; null keeps none.
         run_dir: a new folder for this run; null makes one under ``runs/``.
         checkpoint_every: write the checkpoint every so many steps too, not only after every epoch.
         progress: show a progress bar.
@@ -67,6 +71,8 @@ class Settings:
     data_efficiency: DataEfficiency | None = None
     seed: int = 0
     dense_twin: bool = True
+    exploration: bool = True
+    pictures: Pictures | None = field(default_factory=Pictures)
     run_dir: str | None = None
     checkpoint_every: int | None = None
     progress: bool = True
