@@ -154,6 +154,8 @@ def test_formulas_of_the_methods():
     # MEST, Table 2: EM&S at 80 % with p = .05 for 90, .025 for 30 and 0 for 30 of 150 epochs: .235 of dense.
     mean = (90 * 0.25 + 30 * 0.225 + 30 * 0.2) / 150
     assert training_flops("mest_soft", cost, wide=mean) / 3 == pytest.approx(0.235)
+    # Forward pass and input gradient at a mean density of 0.4, the weight gradient dense.
+    assert training_flops(ow.methods.CSTraining(), cost, wide=0.4) == pytest.approx(1.8)
     assert training_flops("acdc", cost, dense_share=0.5) == pytest.approx(1.65)
     assert training_flops("gse", cost, interval=1000, update=0.1) == pytest.approx(0.3001)
 

@@ -146,7 +146,7 @@ def test_an_optimizer_that_does_not_own_the_values():
     with Unchanged(dense, sparsity, old), pytest.raises(ValueError, match=r"optimizer does not own.*0, 3.*after sparsify"):
         sparsity.attach(old)
     partly = torch.optim.SGD(dense[3].parameters(), lr=0.1)
-    with Unchanged(dense, sparsity, partly), pytest.raises(ValueError, match=r"optimizer does not own the values of 0;"):
+    with Unchanged(dense, sparsity, partly), pytest.raises(ValueError, match=r"optimizer does not own the weights of 0;"):
         sparsity.attach(partly)
     # What failed leaves no trace: the right optimizer still attaches.
     sparsity.attach(torch.optim.SGD(dense.parameters(), lr=0.1))
@@ -247,6 +247,7 @@ GARBLED = [
     (("layers", "2", "offsets"), lambda t: t[:0], "'2' is damaged"),
     (("layers", "2", "gradients"), 3, "'2' is damaged: its gradients"),
     (("layers", "2", "gradients"), {"total": torch.zeros(1), "steps": 1}, "'2' is damaged: its gradients"),
+    (("layers", "2", "density"), 0.5, "'2' is damaged: all of its weight was trained"),
     (("generator",), lambda t: t[:10], "generator"),
     (("generator",), lambda t: t.float(), "generator"),
     (("generator",), "random", "generator"),

@@ -29,7 +29,8 @@ class Row:
         got: density that the layout could make of it.
         nnz: active weights.
         dense_bytes: of the dense weight.
-        stored_bytes: of values and indices as stored.
+        stored_bytes: of values and indices as stored, and of the dense weight where all of it is trained.
+        master: whether all of the weight is trained.
     """
 
     layer: str
@@ -41,6 +42,7 @@ class Row:
     nnz: int
     dense_bytes: int
     stored_bytes: int
+    master: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Report:
     def notes(self) -> tuple[str, ...]:
         """What a user should know: layers left dense, and kernels that compute densely."""
         notes = [f"{row.layer} stays dense: {row.kernel}" for row in self.rows if row.layout == "dense"]
+        masters = [row.layer for row in self.rows if row.master]
+        if masters:
+            notes.append(f"all weights are trained and stored, dense, until the method settles: {', '.join(masters)}")
         unpacked = [row.layer for row in self.rows if row.kernel == "reference"]
         if unpacked:
             notes.append(f"kernel 'reference' unpacks the weight to dense at every use: {', '.join(unpacked)}")
@@ -110,11 +115,13 @@ def build_report(layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn
 def _sparse_row(layer: SparseLayer) -> Row:
     module, pattern = layer.module, layer.module.pattern
     width = module.values.element_size()
-    stored = module.values.numel() * width + sum(index.numel() * 4 for index in (pattern.rows, pattern.offsets, pattern.cols))
+    master = module.master.numel() * width if module.master is not None else 0
+    indices = sum(index.numel() * 4 for index in (pattern.rows, pattern.offsets, pattern.cols))
+    stored = master + module.values.numel() * width + indices
     size = layer.shape[0] * layer.shape[1]
     return Row(
         layer.name, module.dense_dims, repr(layer.layout), module.backend, layer.density, pattern.density, pattern.nnz,
-        size * width, stored,
+        size * width, stored, module.has_master,
     )  # fmt: skip
 
 

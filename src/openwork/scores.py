@@ -70,6 +70,16 @@ class Proposal(NamedTuple):
     refit: Refit | None = None
 
 
+class Selection(NamedTuple):
+    """What a method that trains all weights wants of one layer: those of greatest magnitude, active or not.
+
+    Args:
+        density: of the layer afterwards.
+    """
+
+    density: float
+
+
 def member(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """Whether each of ``ids`` stands in the ascending array ``ranked``."""
     if not len(ranked):

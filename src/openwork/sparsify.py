@@ -19,6 +19,7 @@ from openwork.names import resolve
 from openwork.nn import SparseModule
 from openwork.pattern import carried, same_pattern
 from openwork.report import Report, build_report
+from openwork.scores import Selection
 from openwork.state import check_state
 from openwork.surgery import SPARSE_TYPES, survey, swap
 from openwork.update import Change, SparseLayer
@@ -81,11 +82,13 @@ class Sparsity:
             raise TypeError(f"optimizer={optimizer!r} must be a torch.optim.Optimizer")
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = [
-            name for name, module in self.layers.items() if module.values.requires_grad and id(module.values) not in owned
+            name
+            for name, module in self.layers.items()
+            if module.values.requires_grad and not {id(module.values), id(module.trained)} <= owned
         ]
         if missing:
             raise ValueError(
-                f"optimizer does not own the values of {', '.join(missing)}; make it from model.parameters() after sparsify"
+                f"optimizer does not own the weights of {', '.join(missing)}; make it from model.parameters() after sparsify"
             )
         self.method.due(0)
         self._optimizer = optimizer
@@ -138,8 +141,24 @@ class Sparsity:
         self._sum_gradients()
         if not self._updated and self.method.due(self.step_count):
             self._update()
+        else:
+            self._gather()
+        if self.method.home == "dense" and self.method.settled(self.step_count):
+            self._settle(optimizer)
         self.step_count += 1
         self._arm()
+
+    def _gather(self) -> None:
+        """Let the layers compute with the weights that the optimizer has just moved."""
+        for module in self.layers.values():
+            if module.has_master:
+                module.gather()
+
+    @torch.no_grad()
+    def _settle(self, optimizer: torch.optim.Optimizer) -> None:
+        for layer in self._layers.values():
+            if layer.module.has_master:
+                layer.settle(optimizer)
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -156,7 +175,10 @@ class Sparsity:
         changes = {}
         for name, proposal in proposals.items():
             layer = ready[name]
-            changes[name] = layer.revise(proposal, self._optimizer.state.get(layer.module.values, {}))
+            if isinstance(proposal, Selection):
+                changes[name] = layer.select(proposal.density)
+            else:
+                changes[name] = layer.revise(proposal, self._optimizer.state.get(layer.module.values, {}))
             layer.module.collector = None
         self.last_update, self.last_update_step = changes, self.step_count
 
@@ -174,6 +196,7 @@ class Sparsity:
                     "count": layer.count,
                     "shape": list(layer.shape),
                     **{key: getattr(layer.module, key).clone() for key in ("rows", "offsets", "cols")},
+                    **({} if layer.selected is None else {"density": layer.selected}),
                     **({} if layer.gradients is None else {"gradients": layer.gradients._asdict()}),
                 }
                 for name, layer in self._layers.items()
@@ -193,7 +216,7 @@ class Sparsity:
                 values = layer.module.values.detach()
                 layer.module.replace(pattern, carried(values.cpu(), layer.now, pattern).to(values.device))
             layer.count = checked.counts[name]
-            layer.gradients = checked.gradients[name]
+            layer.gradients, layer.selected = checked.gradients[name], checked.selected[name]
         self._generator.set_state(checked.generator)
         self.step_count = checked.step_count
         self.last_update, self.last_update_step = {}, None
@@ -268,11 +291,15 @@ def sparsify(
     for name, module in dense_layers.items():
         choose(module.weight.device, module.weight.dtype, kernel)
         place = own[name]
-        count = place.fit(shapes[name], method.initial_density(shares[name]))
+        first = shares[name] if method.home == "dense" else method.initial_density(shares[name])
+        count = place.fit(shapes[name], first)
         if count == 0 and shares[name] > 0:
             raise ValueError(f"sparsity={sparsity} leaves {name!r} of shape {shapes[name]} without a single unit of {place!r}")
         pattern = place.initial(shapes[name], count, module.weight, generator)
         sparse = SPARSE_TYPES[type(module)].from_dense(module, pattern, kernel)  # type: ignore[arg-type]
         layers[name] = SparseLayer(name, sparse, place, count, shares[name], generator)
+        if method.home == "dense":
+            assert isinstance(module.weight, nn.Parameter)
+            layers[name].keep_all(module.weight, method.initial_density(shares[name]))
     swap(model, {dense_layers[name]: layer.module for name, layer in layers.items()})
     return Sparsity(layers, method, generator, {name: (modules[name], reason) for name, reason in left.items()}, order)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
+from openwork.budgets import is_number
+from openwork.layouts.stage import Stage
 from openwork.pattern import Pattern
 from openwork.update import Gradients, SparseLayer
 
@@ -20,6 +22,7 @@ class Checked(NamedTuple):
         generator: random state.
         patterns: layer name -> pattern, on the CPU.
         counts: layer name -> units.
+        selected: layer name -> the density of the last selection, None where only active weights are trained.
         gradients: layer name -> gradients summed for the next update, None where there are none.
     """
 
@@ -27,6 +30,7 @@ class Checked(NamedTuple):
     generator: Tensor
     patterns: dict[str, Pattern]
     counts: dict[str, int]
+    selected: dict[str, float | None]
     gradients: dict[str, Gradients | None]
 
 
@@ -52,7 +56,8 @@ def check_state(state: object, layers: Mapping[str, SparseLayer]) -> Checked:
     patterns = {name: _pattern(layer, held[name]) for name, layer in layers.items()}
     counts = {name: held[name]["count"] for name in layers}
     gradients = {name: _gradients(layer, held[name], patterns[name]) for name, layer in layers.items()}
-    return Checked(step_count, _random_state(state["generator"]), patterns, counts, gradients)
+    selected = {name: held[name].get("density") for name in layers}
+    return Checked(step_count, _random_state(state["generator"]), patterns, counts, selected, gradients)
 
 
 def _random_state(held: object) -> Tensor:
@@ -82,7 +87,14 @@ def _pattern(layer: SparseLayer, held: object) -> Pattern:
             if not isinstance(held[key], Tensor):
                 raise ValueError(f"{key} is a {type(held[key]).__name__}, no tensor")
         pattern = Pattern(layer.shape, *(held[key].cpu().clone() for key in ("rows", "offsets", "cols")))
-        layer.layout.check(pattern, held["count"])
+        if held.get("density") is not None:
+            if layer.module.master is None:
+                raise ValueError("all of its weight was trained, which the method here does not do")
+            if not is_number(held["density"]) or not 0.0 < held["density"] <= 1.0:
+                raise ValueError(f"density={held['density']!r} is none")
+            Stage(layer.layout, layer.module.dense_dims, held["density"]).check(pattern)
+        else:
+            layer.layout.check(pattern, held["count"])
     except ValueError as error:
         raise ValueError(f"state of layer {layer.name!r} is damaged: {error}") from error
     return pattern

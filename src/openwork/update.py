@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openwork.layouts import Layout, Unstructured
 from openwork.layouts.base import TOPOLOGY_BUDGET
+from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
-from openwork.pattern import Pattern, carried, carry, consecutive_rows
+from openwork.nn.master import resize
+from openwork.pattern import Pattern, carried, carry, consecutive_rows, same_pattern
 from openwork.scores import Proposal, Scores, lowest, member
 
 
@@ -56,6 +59,7 @@ class SparseLayer:
     generator: torch.Generator
 
     def __post_init__(self) -> None:
+        self.selected: float | None = None
         self._now: Pattern | None = None
         self.gradients: Gradients | None = None
 
@@ -164,6 +168,54 @@ class SparseLayer:
         self.count = proposal.count
         self.gradients = None
         return change
+
+    def keep_all(self, weight: nn.Parameter, density: float) -> None:
+        """Train all of ``weight`` from now on, and compute with its best at ``density``.
+
+        Raises:
+            LayoutError: the layout cannot be had at this density.
+        """
+        stage = Stage(self.layout, self.module.dense_dims, density)
+        self.module.master = weight
+        self._take(stage, density)
+
+    def select(self, density: float) -> Change:
+        """Compute with the largest of all weights at ``density``."""
+        old = self.now
+        self._take(Stage(self.layout, self.module.dense_dims, density), density)
+        survivors = len(carry(old, self.now)[0])
+        return Change(old.nnz - survivors, self.now.nnz - survivors, 0, 0.0)
+
+    def _take(self, stage: Stage, density: float) -> None:
+        master = self.module.master
+        assert master is not None
+        weight = master.detach().reshape(self.shape)
+        new = stage.select(self.now, self._chunks(weight)).to(weight.device)
+        if not same_pattern(new, self.module.pattern):
+            self.module.replace(new, new.pack(weight))
+        self.module.gather()
+        self.count, self.selected = stage.count, density
+
+    def _chunks(self, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """``|weight|`` by row groups, as layouts take it."""
+        rows = self.layout.ground(self.now)
+        height = rows.shape[1]
+        step = max(1, TOPOLOGY_BUDGET // 48 // (height * self.shape[1] * weight.element_size()))
+        for first in range(0, len(rows), step):
+            ids = rows[first : first + step].reshape(-1).long().clamp(min=0).to(weight.device)
+            yield first, weight[ids].abs().view(-1, height, self.shape[1]).cpu()
+
+    def settle(self, optimizer: torch.optim.Optimizer) -> None:
+        """Train only the active weights from now on; their optimizer state is kept, that of all others is let go."""
+        module = self.module
+        assert module.master is not None
+        state = optimizer.state.pop(module.master, {})
+        for key, entry in state.items():
+            whole = isinstance(entry, Tensor) and entry.shape == module.master.shape
+            optimizer.state[module.values][key] = module.pattern.pack(entry) if whole else entry
+        resize(module.master, module.master.new_empty(0))
+        module.master.grad = None
+        self.selected = None
 
     def _absolute(self) -> Tensor:
         return self.module.values.detach().abs().cpu()

@@ -27,6 +27,7 @@ LAYOUT_ARGUMENTS: dict[str, list[tuple[object, ...]]] = {
 """Other layouts are made with 4 for every argument that has no default."""
 
 METHOD_OPTIONS: dict[str, list[dict[str, object]]] = {
+    "CSTraining": [{"end": 5}],
     "GSE": [{}, {"sampling": "grabo", "subset": 0.5}, {"sampling": "graest"}],
     "MEST": [
         {},
@@ -168,6 +169,10 @@ class Run:
 
 def refused(layout: ow.layouts.LayoutRule, method: ow.methods.Method) -> bool:
     """Whether ``sparsify`` refuses the two together."""
+    if method.home == "dense":
+        # What begins dense has to be had at every density; kernel patterns hold 4/9 at most.
+        own = layout.for_layer("", (60, 60, 3, 3))
+        return (own.density is not None and len(own.rungs((60, 60, 3, 3))) == 1) or isinstance(layout, ow.layouts.KernelPattern)
     return layout.for_layer("", (60, 60, 3, 3)).density is not None and method.initial_density(0.25) != 0.25
 
 

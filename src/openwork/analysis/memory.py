@@ -112,10 +112,13 @@ def memory(model: nn.Module, optimizer: Optimizer | None = None) -> Memory:
 
 
 def active_parameters(model: nn.Module) -> int:
-    """Numbers that are trained: all parameters, without the padding that a sparse layer may store."""
+    """Numbers that are trained: all parameters, without the padding that a sparse layer may store.
+
+    Where a method trains all weights, all of them count, and the copies of the active ones do not.
+    """
     stored = sum(parameter.numel() for parameter in model.parameters())
     layers = [module for module in model.modules() if isinstance(module, SparseModule)]
-    return stored - sum(layer.values.numel() - layer.pattern.nnz for layer in layers)
+    return stored - sum(layer.values.numel() - (0 if layer.has_master else layer.pattern.nnz) for layer in layers)
 
 
 def _layer(name: str, module: nn.Module, states: Mapping[Any, Any], known: set[int]) -> LayerMemory:

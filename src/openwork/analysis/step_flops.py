@@ -48,6 +48,7 @@ FORMULAS: dict[str, Formula] = {
     "snfs": (lambda c: 2 * c.sparse + c.dense, ()),
     **dict.fromkeys(("rigl", "itop_rigl", "granet"), (_dense_gradient_at_updates, ("interval",))),
     "topkast": (lambda c: 2 * c.sparse + c.wide, ("wide",)),
+    "cstraining": (lambda c: 2 * c.wide + c.dense, ("wide",)),
     **dict.fromkeys(("dsb", "gse"), (lambda c: 3 * c.sparse + c.update / c.interval, ("interval", "update"))),
     "acdc": (lambda c: 3 * (c.dense_share * c.dense + (1 - c.dense_share) * c.sparse), ("dense_share",)),
     "gmp": (lambda c: 3 * c.wide, ("wide",)),
@@ -78,6 +79,7 @@ def training_flops(
     snfs                                    ``2 f_S + f_D``
     rigl, itop_rigl, granet                 ``(3 f_S dT + 2 f_S + f_D) / (dT + 1)``
     topkast                                 ``2 f_S + wide``
+    cstraining                              ``2 wide + f_D``
     dsb, gse                                ``3 f_S + update / dT``
     acdc                                    ``3 (share f_D + (1 - share) f_S)``
     srste, srste_transposable               ``f_S + 2 f_D``, ``2 f_S + f_D``
@@ -89,7 +91,8 @@ def training_flops(
         interval: steps between topology updates; that of ``method`` where it is an object.
         update: FLOPs of one topology update, from :func:`dsb_update` or :func:`gse_update`; worked out where ``cost`` is a
             ``Flops`` and ``method`` a ``DSB`` or ``GSE``.
-        wide: forward FLOPs at the larger density: EM&S's ``1 - s + p``, Top-KAST's backward set, GMP's mean density.
+        wide: forward FLOPs at the larger density: EM&S's ``1 - s + p``, Top-KAST's backward set, GMP's and
+            CSTraining's mean density.
         dense_share: share of AC/DC's steps that are dense.
 
     Returns:

@@ -144,6 +144,15 @@ class AtomLayout(Layout):
         return Scores(torch.from_numpy(best), torch.from_numpy(ids))
 
     @final
+    def best(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]], count: int) -> Pattern:
+        """Every class takes its best."""
+        none = torch.empty(0, dtype=torch.int64)
+        found = self.best_inactive(now, none, chunks, count)
+        ids = _ids(found)
+        ranked = ids[np.lexsort((ids, -found.value.numpy()))]
+        return self.build(now.shape, self._fill(now.shape, count, ranked), now.rows)
+
+    @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
         return self.build(now.shape, self._fill(now.shape, proposal.count, self._ranked(now, proposal)), now.rows)

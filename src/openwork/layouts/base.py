@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -137,8 +137,22 @@ class Layout(LayoutRule):
         """Drop and grow in one projection: the pattern of ``proposal.count`` units that honours the proposal best."""
 
     @abstractmethod
+    def best(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]], count: int) -> Pattern:
+        """The pattern of ``count`` units, over the row groups of ``now``, that holds the most of ``chunks``.
+
+        For layers that keep all weights, active or not; it may take arrays as large as the matrix.
+        """
+
+    @abstractmethod
     def check(self, pattern: Pattern, count: int) -> None:
         """Raise ``LayoutError`` unless ``pattern`` is one of this layout's with ``count`` units."""
+
+    def rungs(self, dims: Dims) -> Sequence[Layout]:
+        """Layouts of falling density that end at this one, each within whose patterns the next one's fit.
+
+        Only layouts of one density need them, to be reached from a dense layer step by step.
+        """
+        return (self,)
 
     def ground(self, now: Pattern) -> Tensor:
         """int32 ``[G, h]``, the row groups by which ``best_inactive`` takes its chunks; -1 is padding."""

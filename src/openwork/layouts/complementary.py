@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from openwork.layouts.base import Dims, LayoutRule, check_sizes
-from openwork.layouts.sets import Axis, SetLayout
+from openwork.layouts.base import Dims, check_sizes
+from openwork.layouts.sets import Axis, SetLayout, SetRule
 
 
-class Complementary(LayoutRule):
+class Complementary(SetRule):
     """One weight kept of every ``k`` that lie ``distance`` apart: complementary sparsity, *reconstructed*.
 
     The paper's exact definition (CS, TMLR 2023) is not public; this is the reading that agrees with all that is.  An axis is
@@ -38,12 +39,21 @@ class Complementary(LayoutRule):
 
     def for_layer(self, name: str, dims: Dims) -> SetLayout:
         """Sets along the axis of this layer."""
-        member_of = self._sets(dims[1] if self.axis == "in" else dims[0])
-        return SetLayout(self, 1 / self.k, self.axis, math.prod(dims[2:]), member_of, np.ones_like(np.bincount(member_of)))
+        return self._one_of(self.k, dims)
 
-    def _sets(self, length: int) -> np.ndarray:
-        """The set of each position of an axis."""
+    def rungs(self, dims: Dims) -> Sequence[SetLayout]:
+        """One weight kept of 1, 2, 4 and so on up to ``k`` neighbours in a set."""
+        sizes = [2**i for i in range(self.k.bit_length()) if 2**i < self.k]
+        return [self._one_of(k, dims) for k in (*sizes, self.k)]
+
+    def _one_of(self, k: int, dims: Dims) -> SetLayout:
+        """One weight kept of each ``k`` neighbours in a set."""
+        length = dims[1] if self.axis == "in" else dims[0]
         segment, within = np.divmod(np.arange(length), self.k * self.distance)
         whole, rest = divmod(length, self.k * self.distance)
         lanes = np.where(segment < whole, self.distance, max(1, -(-rest // self.k)))
-        return segment * self.distance + within % lanes
+        sets = segment * self.distance + within % lanes
+        part = sets * self.k + within // lanes // k
+        member_of = np.unique(part, return_inverse=True)[1]
+        keep = np.ones(int(member_of.max(initial=-1)) + 1, dtype=np.int64)
+        return SetLayout(self, 1 / k, self.axis, math.prod(dims[2:]), member_of, keep)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from openwork.layouts.base import Dims, LayoutRule, check_sizes
-from openwork.layouts.sets import SetLayout
+from openwork.layouts.base import Dims, check_sizes
+from openwork.layouts.sets import SetLayout, SetRule
 
 
-class NM(LayoutRule):
+class NM(SetRule):
     """``n`` weights kept of every ``m`` consecutive input channels, at each output and tap (Zhou et al. 2021).
 
     The density is ``n / m``; ask ``sparsify`` for ``sparsity = 1 - n / m``.  Where the channels do not divide by ``m``, the
@@ -32,6 +33,13 @@ class NM(LayoutRule):
 
     def for_layer(self, name: str, dims: Dims) -> SetLayout:
         """Groups along the input channels of this layer."""
+        return self._keeping(self.n, dims)
+
+    def rungs(self, dims: Dims) -> Sequence[SetLayout]:
+        """One weight less in every group from rung to rung."""
+        return [self._keeping(n, dims) for n in range(self.m, self.n - 1, -1)]
+
+    def _keeping(self, n: int, dims: Dims) -> SetLayout:
         member_of = np.arange(dims[1]) // self.m
-        keep = np.minimum(self.n, np.bincount(member_of))
-        return SetLayout(self, self.n / self.m, "in", math.prod(dims[2:]), member_of, keep)
+        keep = np.minimum(n, np.bincount(member_of))
+        return SetLayout(self, n / self.m, "in", math.prod(dims[2:]), member_of, keep)

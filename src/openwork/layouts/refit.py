@@ -44,6 +44,19 @@ class RefitLayout(Layout):
             return now
         return self.project(now, weights, proposal.count, regroup=proposal.refit.regroup)
 
+    @final
+    def best(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]], count: int) -> Pattern:
+        """Units of all weights, formed anew; rows keep their groups."""
+        flat, score = [], []
+        for first, part in chunks:
+            rows = now.rows[first : first + len(part)].numpy()
+            at = rows[:, :, None] * np.int64(now.shape[1]) + np.arange(now.shape[1])
+            flat.append(at[rows >= 0].ravel())
+            score.append(part.double().numpy()[rows >= 0].ravel())
+        at, value = np.concatenate(flat), np.concatenate(score)
+        order = np.argsort(at)
+        return self.project(now, Weights(at[order], value[order]), count, regroup=False)
+
     def _spread(self, now: Pattern, proposal: Proposal) -> Weights:
         """A proposal in atoms, as scored weights: kept ones at their scores, grown ones at the highest, dropped ones absent."""
         active = self.vectors.atoms(now).numpy()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openwork.layouts.atoms import AtomLayout, first_of_classes, summed
-from openwork.layouts.base import LayoutRule
+from openwork.layouts.base import Dims, Layout, LayoutRule
 from openwork.layouts.one_density import OneDensity
 from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows
@@ -20,6 +21,14 @@ Axis = Literal["in", "out"]
 
 CHUNK = 2**18
 """Weights that are looked at together."""
+
+
+class SetRule(LayoutRule):
+    """What makes layouts of sets."""
+
+    @abstractmethod
+    def rungs(self, dims: Dims) -> Sequence[SetLayout]:
+        """From a layout that keeps every weight to that of the rule, each within whose patterns the next one's fit."""
 
 
 class SetLayout(OneDensity, AtomLayout):
@@ -37,16 +46,19 @@ class SetLayout(OneDensity, AtomLayout):
         keep: int64 ``[sets]``, how many weights a set keeps.
     """
 
-    def __init__(
-        self, rule: LayoutRule, density: float, axis: Axis, taps: int, member_of: np.ndarray, keep: np.ndarray
-    ) -> None:
+    def __init__(self, rule: SetRule, density: float, axis: Axis, taps: int, member_of: np.ndarray, keep: np.ndarray) -> None:
         super().__init__(rule, density)
+        self._sets = rule
         self._axis, self._taps = axis, taps
         self._member_of, self._keep = member_of, keep
 
     def held(self, shape: tuple[int, int]) -> int:
         """As many at every place of the other axes."""
         return int(self._keep.sum()) * shape[0] * shape[1] // len(self._member_of)
+
+    def rungs(self, dims: Dims) -> Sequence[Layout]:
+        """Those of the rule."""
+        return self._sets.rungs(dims)
 
     def room(self, shape: tuple[int, int]) -> np.ndarray:
         """What every set keeps."""

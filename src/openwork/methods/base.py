@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from openwork.scores import Evidence, Proposal, Scores, arguments
+from openwork.scores import Evidence, Proposal, Scores, Selection, arguments
 
 
 class Layer(Protocol):
@@ -88,11 +88,14 @@ class Method(ABC):
             follows it.
         gradient_steps: over how many optimizer steps, that of the update the last, ``importances`` takes the gradient's mean.
         total_steps: optimizer steps of the whole training, where known.
+        home: ``"packed"``: only active weights are trained; ``"dense"``: all are, the layers compute with copies of the active
+            ones, and updates are ``Selection``s.  It costs the memory of dense weights, gradients and optimizer state.
     """
 
     needs: frozenset[Evidence] = frozenset()
     replaces_step: bool = False
     gradient_steps: int = 1
+    home: Literal["packed", "dense"] = "packed"
     total_steps: int | None = None
 
     def initial_density(self, density: float) -> float:
@@ -103,8 +106,12 @@ class Method(ABC):
     def due(self, step: int) -> bool:
         """Whether the topology changes at optimizer step ``step``, counted from 0."""
 
+    def settled(self, step: int) -> bool:
+        """Whether from the update at ``step`` on only active weights are trained, though ``home`` is ``"dense"``."""
+        return False
+
     @abstractmethod
-    def propose(self, step: int, layers: Mapping[str, Layer]) -> Mapping[str, Proposal]:
+    def propose(self, step: int, layers: Mapping[str, Layer]) -> Mapping[str, Proposal | Selection]:
         """What should change in which layer; sees all layers at once, so that budgets may move between them."""
 
     def __repr__(self) -> str:

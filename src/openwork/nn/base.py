@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from openwork.evidence import Collector
 from openwork.kernels import choose
 from openwork.nn.dense_view import DenseView
+from openwork.nn.master import resize, straight_through
 from openwork.pattern import Pattern, PatternError, same_pattern
 
 _INDEX = ("rows", "offsets", "cols")
@@ -25,11 +26,14 @@ class SparseModule(nn.Module, ABC):
         shape: ``(R, C)`` of the weight as a matrix.
         kernel: the backend asked for, None for the fastest that there is.
         collector: evidence for a topology update; None unless the layer is armed.
+        master: Parameter of the dense weight's shape, for methods that train all weights; ``values`` are then copies of its
+            active ones and have no gradient.  None for all other methods; empty once such a method has ended.
     """
 
     dense_type: ClassVar[type[nn.Module]]
     values: nn.Parameter
     bias: nn.Parameter | None
+    master: nn.Parameter | None
     rows: Tensor
     offsets: Tensor
     cols: Tensor
@@ -41,6 +45,7 @@ class SparseModule(nn.Module, ABC):
         self.shape = pattern.shape
         self.values = nn.Parameter(values)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self.register_parameter("master", None)
         for name in _INDEX:
             self.register_buffer(name, getattr(pattern, name).to(values.device))
         self.kernel = kernel
@@ -55,6 +60,27 @@ class SparseModule(nn.Module, ABC):
     def backend(self) -> str:
         """The kernel backend that this module computes with where its values are now."""
         return choose(self.values.device, self.values.dtype, self.kernel)
+
+    @property
+    def has_master(self) -> bool:
+        """Whether a dense weight is trained."""
+        return self.master is not None and self.master.numel() > 0
+
+    @property
+    def trained(self) -> nn.Parameter:
+        """The weight that the optimizer moves: ``master``, or ``values``."""
+        return self.master if self.master is not None and self.has_master else self.values
+
+    @property
+    def active(self) -> Tensor:
+        """The values as the product takes them."""
+        return self.values.detach() if self.has_master else self.values
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Copy the active weights of ``master`` to ``values``."""
+        assert self.master is not None
+        self.values.copy_(self.pattern.pack(self.master))
 
     @property
     def weight(self) -> Tensor:
@@ -77,6 +103,10 @@ class SparseModule(nn.Module, ABC):
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """The sparse product of a checked input, bias included."""
+
+    @abstractmethod
+    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The dense product of the same input with a dense weight."""
 
     @abstractmethod
     def to_dense(self) -> nn.Module:
@@ -113,12 +143,7 @@ class SparseModule(nn.Module, ABC):
             if values.shape == self.values.shape:
                 self.values.copy_(values)
             else:
-                # A graph that is still alive, as that of a kept loss, holds a gradient node of the old shape, which the next
-                # forward pass would take up.  PyTorch lets go of it when the type changes, not when the shape does.
-                new = values.to(self.values)
-                other = torch.float32 if new.dtype == torch.float64 else torch.float64
-                self.values.data = torch.empty(0, dtype=other, device=new.device)
-                self.values.data = new
+                resize(self.values, values)
         self.values.grad = None
         for name in _INDEX:
             setattr(self, name, getattr(pattern, name).to(self.values.device))
@@ -126,14 +151,29 @@ class SparseModule(nn.Module, ABC):
     def _watched(self, x: Tensor) -> Tensor:
         """The product, with the output's gradient handed to the collector when it comes back."""
         if self.collector is None:
-            return self.product(x)
+            return self._computed(x)
         return _observe(self, x, self.collector)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        """The product; of a master, dense while it has no zeros, and with a gradient for all of it."""
+        if self.master is None or not self.has_master:
+            return self.product(x)
+        if self.values.numel() >= self.master.numel() and self.pattern.nnz == self.master.numel():
+            return self.dense_product(x, self.master)
+        return straight_through(self.product(x), x, self.master, self)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         """Load the pattern with the values: it may differ from the present one, in size too."""
+        found = state_dict.get(prefix + "master")
+        if self.master is not None and isinstance(found, Tensor) and found.shape != self.master.shape:
+            # Another moment of the same training: dense before the method's end, empty after it.
+            if found.numel() and tuple(found.shape) != self.dense_dims:
+                error_msgs.append(f"{prefix}master has shape {tuple(found.shape)}, the weight {self.dense_dims}")
+                return
+            resize(self.master, torch.empty_like(found))
         names = (*_INDEX, "values")
         if all(prefix + name in state_dict for name in names):
             try:
@@ -164,7 +204,7 @@ def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generato
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _observe(module: SparseModule, x: Tensor, collector: Collector) -> Tensor:
     # Outside any compiled graph: a hook with side effects has no place in one, and few steps are watched.
-    out = module.product(x)
+    out = module._computed(x)
     if out.requires_grad:
         seen = x.detach().to(module.values.dtype)
         out.register_hook(lambda g: collector.record(seen, g.detach().to(seen.dtype)))

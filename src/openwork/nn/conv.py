@@ -165,7 +165,7 @@ class SparseConv2d(SparseModule):
             pattern = self._among_all_channels(pattern, self.full_cols)
         return ops.conv2d(
             x,
-            self.values,
+            self.active,
             pattern,
             self.bias,
             kernel_size=self.kernel_size,
@@ -177,6 +177,10 @@ class SparseConv2d(SparseModule):
 
     def _among_all_channels(self, pattern: Pattern, full_cols: Tensor) -> Pattern:
         return Pattern((self.shape[0], self.shape[1] * self.groups), pattern.rows, pattern.offsets, full_cols)
+
+    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The dense convolution of a padded image."""
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def dense_rows(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
         """Rows of the dense weight gradient, by a dense convolution of these output channels alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from openwork.kernels import ops
 from openwork.nn.base import SparseModule, check_shape, random_signs
@@ -63,7 +64,11 @@ class SparseLinear(SparseModule):
 
     def product(self, x: Tensor) -> Tensor:
         """``[B, C]`` to ``[B, R]``."""
-        return ops.linear(x, self.values, self.pattern, self.bias, self.backend)
+        return ops.linear(x, self.active, self.pattern, self.bias, self.backend)
+
+    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``x W^T + b``."""
+        return F.linear(x, weight, self.bias)
 
     def dense_rows(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
         """Rows of ``g^T x``."""

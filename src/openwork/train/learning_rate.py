@@ -109,5 +109,32 @@ class OneCycle(LearningRate):
         return _between(1.0, low / self.final_div, (part - self.rise) / (1 - self.rise))
 
 
+class Restart(LearningRate):
+    """A schedule that runs through twice: in a first phase of training, and anew in a second.
+
+    It is for methods of two phases, such as ``CSTraining``, whose ``end`` is the share ``at`` of all steps.
+
+    Args:
+        schedule: of each phase; its epochs are the phase's own.
+        at: share of training at which it starts anew, in (0, 1).
+
+    Raises:
+        ValueError: ``at`` outside (0, 1).
+    """
+
+    def __init__(self, schedule: LearningRate, at: float = 0.5) -> None:
+        if not 0 < at < 1:
+            raise ValueError(f"at={at!r} must lie in (0, 1)")
+        self.schedule = schedule
+        self.at = at
+
+    def factor(self, epoch: float, epochs: float) -> float:
+        """That of ``schedule`` in the present phase."""
+        first = self.at * epochs
+        if epoch < first:
+            return self.schedule.factor(epoch, first)
+        return self.schedule.factor(epoch - first, epochs - first)
+
+
 def _between(start: float, end: float, part: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
