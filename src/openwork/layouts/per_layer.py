@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 from openwork import layouts as layouts_package
+from openwork.budgets import names_layer
 from openwork.layouts.base import Dims, Layout, LayoutError, LayoutRule
 from openwork.names import resolve
 
@@ -43,14 +42,6 @@ class PerLayer(LayoutRule):
             LayoutError: none does, or the layout has no place for such a layer.
         """
         for key, layout in self.layouts.items():
-            if _fits(key, name, dims):
+            if names_layer(key, name, dims):
                 return layout.for_layer(name, dims)
         raise LayoutError(f"no key of PerLayer fits it: {', '.join(self.layouts)}")
-
-
-def _fits(key: str, name: str, dims: Dims) -> bool:
-    if re.fullmatch(r"\d+x\d+", key):
-        return "x".join(map(str, dims[2:])) == key
-    if key in ("conv", "linear"):
-        return (key == "conv") == (len(dims) > 2)
-    return fnmatchcase(name, key)
