@@ -55,6 +55,16 @@ class Recipe:
     layout: Callable[[], ow.layouts.Layout]
     method: Callable[[int], ow.methods.Method]
     all_examples: float = 1.0  # the share of epochs before the easy ones are left out
+    easy: float | None = None  # the share of examples left out; None: those that were never forgotten
+
+    def selection(self, examples: int, epochs: int, seed: int) -> ow.data.DataEfficientSampler | None:
+        """Which examples each epoch has; None: all of them throughout."""
+        start = max(1, round(self.all_examples * epochs))
+        if start >= epochs:
+            return None
+        choice = {"threshold": 0} if self.easy is None else {"remove": round(self.easy * examples)}
+        events = ow.data.ForgettingEvents(examples)
+        return ow.data.DataEfficientSampler(events, start, at_least=BATCH, seed=seed, **choice)
 
 
 def recipes(size: int) -> dict[str, Recipe]:
@@ -69,10 +79,10 @@ def recipes(size: int) -> dict[str, Recipe]:
     def shuffled() -> ow.layouts.Layout:
         return ow.layouts.ShuffledBlock(size, size)
 
-    def mest(mode: Literal["constant", "elastic", "soft"], title: str, all_examples: float = 1.0) -> Recipe:
+    def mest(mode: Literal["constant", "elastic", "soft"], title: str, *data: float) -> Recipe:
         return Recipe(
             f"MEST {title}", ow.layouts.Unstructured,
-            lambda total: ow.methods.MEST(mode, interval=INTERVAL, total_steps=total), all_examples,
+            lambda total: ow.methods.MEST(mode, interval=INTERVAL, total_steps=total), *data,
         )  # fmt: skip
 
     return {
@@ -88,7 +98,8 @@ def recipes(size: int) -> dict[str, Recipe]:
         "mest-constant": mest("constant", "constant"),
         "mest-elastic": mest("elastic", "EM"),
         "mest-soft": mest("soft", "EM&S"),
-        "mest-soft-de": mest("soft", "EM&S, + data efficiency", all_examples=0.5),
+        "mest-soft-de": mest("soft", "EM&S, + data efficiency: without those never forgotten", 0.5),
+        "mest-soft-de30": mest("soft", "EM&S, + data efficiency: without the easiest 30 %", 0.5, 0.3),
         "gse": Recipe(
             "GSE, uniform",
             ow.layouts.Unstructured,
@@ -133,13 +144,10 @@ def changes(sparsity: ow.Sparsity) -> dict[str, Any]:
 
 def train(
     model: nn.Module, sparsity: ow.Sparsity | None, data: tuple[Images, Images], source: Parquet, epochs: int, seed: int,
-    all_examples: float, console: Console,
+    selection: ow.data.DataEfficientSampler | None, console: Console,
 ) -> Outcome:  # fmt: skip
     """One run, as a plain loop."""
-    events = ow.data.ForgettingEvents(len(data[0]))
-    easy_until = max(1, round(all_examples * epochs))
-    selection = ow.data.DataEfficientSampler(events, easy_until, threshold=0, at_least=BATCH, seed=seed)
-    loader = BatchLoader(data[0], source, BATCH, train=True, seed=seed, selection=selection if easy_until < epochs else None)
+    loader = BatchLoader(data[0], source, BATCH, train=True, seed=seed, selection=selection)
     full = len(loader)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY)
     if sparsity is not None:
@@ -148,11 +156,10 @@ def train(
     began = time.perf_counter()
     for epoch in range(epochs):
         figures, in_epoch = Running(), []
-        if loader.selection is not None and epoch == easy_until:
+        if selection is not None and sparsity is not None and epoch == selection.start:
             selection.select()
             console.print(f"  {selection.removed:,} easy examples left out from here")
-            assert sparsity is not None
-            shorten(sparsity.method, Timetable(epochs, full, easy_until, len(loader)))
+            shorten(sparsity.method, Timetable(epochs, full, epoch, len(loader)))
         for step, (x, y, ids) in enumerate(loader):
             start = time.perf_counter()
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule.factor(epoch + (step + 0.5) / len(loader), epochs)
@@ -164,8 +171,8 @@ def train(
                 held = memory(model, optimizer)
             optimizer.zero_grad()
             figures.add(loss, scores, y)
-            if loader.selection is not None:
-                events.record(ids, scores, y)
+            if selection is not None:
+                selection.events.record(ids, scores, y)
             if sparsity is not None and sparsity.last_update_step != seen_update:
                 seen_update = sparsity.last_update_step
                 outcome.topology.append(changes(sparsity))
@@ -183,7 +190,7 @@ def train(
     outcome.run = {
         **{name: outcome.epochs[-1][name] for name in ("test_accuracy", "train_loss", "train_accuracy")},
         "parameters": active_parameters(model), "trained_bytes": held.trained, "index_bytes": held.indices,
-        **outcome.movement(), "examples": len(data[0]) - selection.removed,
+        **outcome.movement(), "examples": len(data[0]) - (0 if selection is None else selection.removed),
         "step_ms": round(1e3 * statistics.median(seconds), 2), "minutes": round((time.perf_counter() - began) / 60, 1),
     }  # fmt: skip
     return outcome
@@ -296,8 +303,8 @@ def main() -> None:
             continue
         console.print(f"{titles.get(name, name)} at {share}")
         model, sparsity = build(options.model, known.get(name), share, total, options.seed)
-        all_examples = known[name].all_examples if name in known else 1.0
-        outcome = train(model, sparsity, (train_set, test_set), source, options.epochs, options.seed, all_examples, console)
+        selection = known[name].selection(len(train_set), options.epochs, options.seed) if name in known else None
+        outcome = train(model, sparsity, (train_set, test_set), source, options.epochs, options.seed, selection, console)
         tables["epochs"].append([{**key, **row} for row in outcome.epochs])
         tables["topology"].append([{**key, **row} for row in outcome.topology])
         # Last, because its row says that the run is complete.
