@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from openwork.train import Constant, Cosine, OneCycle, Step
+from openwork.train import Constant, Cosine, OneCycle, Restart, Step
 
 
 def test_one_cycle_is_torchs():
@@ -31,6 +31,13 @@ def test_learning_rates_by_hand():
     assert [Step([80, 120]).factor(epoch, 160) for epoch in (79.9, 80, 120)] == pytest.approx([1, 0.1, 0.01])
     assert Constant(warmup=5).factor(1, 10) == 0.2
     assert Constant().factor(9, 10) == 1
+    # Ten epochs, anew after four: a cosine of four, then one of six with a warm-up of its own.
+    twice = Restart(Cosine(warmup=1), at=0.4)
+    assert [twice.factor(epoch, 10) for epoch in (0.5, 1, 2.5, 4, 4.5, 5, 7.5, 10)] == pytest.approx(
+        [0.5, 1, 0.5, 0, 0.5, 1, 0.5, 0]
+    )
+    with pytest.raises(ValueError, match=r"at=1 must lie in"):
+        Restart(Constant(), at=1)
     with pytest.raises(ValueError, match=r"rise=1\.0 must lie in"):
         OneCycle(rise=1.0)
     with pytest.raises(ValueError, match="warmup=-1 must not be negative"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openwork.train.checkpoint import CheckpointError, Interrupted
     from openwork.train.data_efficiency import DataEfficiency
-    from openwork.train.learning_rate import Constant, Cosine, LearningRate, OneCycle, Step
+    from openwork.train.learning_rate import Constant, Cosine, LearningRate, OneCycle, Restart, Step
     from openwork.train.pictures import Pictures
     from openwork.train.run import Result, train
     from openwork.train.settings import Settings
@@ -20,6 +20,7 @@ __all__ = [
     "LearningRate",
     "OneCycle",
     "Pictures",
+    "Restart",
     "Result",
     "Settings",
     "Step",
@@ -29,7 +30,7 @@ __all__ = [
 _HOMES = {
     "checkpoint": ("CheckpointError", "Interrupted"),
     "data_efficiency": ("DataEfficiency",),
-    "learning_rate": ("Constant", "Cosine", "LearningRate", "OneCycle", "Step"),
+    "learning_rate": ("Constant", "Cosine", "LearningRate", "OneCycle", "Restart", "Step"),
     "pictures": ("Pictures",),
     "run": ("Result", "train"),
     "settings": ("Settings",),
