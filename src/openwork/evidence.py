@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -54,7 +55,8 @@ class Collector:
     def record(self, x: Tensor, g: Tensor) -> None:
         """Take in one backward pass: the layer's input and the gradient of its output."""
         # A loss scaler skips the step of an overflow; what such a pass saw must not rank the next update.
-        if not bool(torch.isfinite(g).all()):
+        # A finite sum says that all of it is finite in a fraction of the time; one that is not may have overflowed itself.
+        if not (math.isfinite(g.sum()) or bool(torch.isfinite(g).all())):
             return
         if self.needs & {Evidence.DENSE_GRAD, Evidence.GRAD_AT}:
             self.passes.append((x, g))

@@ -187,23 +187,43 @@ def carry(old: Pattern, new: Pattern) -> tuple[Tensor, Tensor]:
     """
     if old.shape != new.shape:
         raise PatternError(f"carry needs patterns of one shape, got {old.shape} and {new.shape}")
-    before = old.positions.cpu().numpy().ravel()
-    after = new.positions.cpu().numpy().ravel()
-    order = np.argsort(before, kind="stable")
-    ranked = before[order]
-    del before  # a topology update has a budget, and these arrays are its largest
-    at = np.searchsorted(ranked, after)
-    np.minimum(at, max(0, len(ranked) - 1), out=at)
-    found = (after >= 0) & (ranked[at] == after) if len(ranked) else np.zeros(len(after), dtype=bool)
-    del ranked, after
-    source = torch.from_numpy(order[at[found]])
-    target = torch.from_numpy(np.flatnonzero(found))
-    return source.to(new.device), target.to(new.device)
+    before, source = _ranked(old)
+    after, target = _ranked(new)
+    # Merged, a position of both patterns stands next to itself: even as an old one, odd as a new one.
+    merged = np.concatenate([before << 1, (after << 1) + 1])
+    del before, after  # a topology update has a budget, and these arrays are its largest
+    merged.sort(kind="stable")
+    is_old = (merged & 1) == 0
+    at = np.flatnonzero((merged[1:] - merged[:-1] == 1) & is_old[:-1])
+    del merged
+    from_old = np.cumsum(is_old, dtype=np.int32)[at] - 1
+    del is_old
+    from_new = at - from_old
+    source = from_old.astype(np.int64) if source is None else source[from_old]
+    target = from_new if target is None else target[from_new]
+    return torch.from_numpy(source).to(new.device), torch.from_numpy(target).to(new.device)
+
+
+def _ranked(pattern: Pattern) -> tuple[np.ndarray, np.ndarray | None]:
+    """The positions of a pattern's weights, ascending, and where each is stored (None: in that order)."""
+    # Twice a position is a short integer in all but the largest layers, which halves time and memory.
+    small = pattern.shape[0] * pattern.shape[1] < 2**30
+    rows = pattern.rows.cpu().numpy().astype(np.int32 if small else np.int64)
+    counts = pattern.offsets.diff().cpu().numpy()
+    at = np.repeat(rows * pattern.shape[1], counts, axis=0)
+    at += pattern.cols.cpu().numpy()[:, None]
+    if len(rows) and (rows[-1] < 0).any():
+        at[len(at) - counts[-1] :, rows[-1] < 0] = -1
+    at = at.ravel()
+    if (at[1:] > at[:-1]).all() and (not len(at) or at[0] >= 0):
+        return at, None
+    order = np.argsort(at)[np.count_nonzero(at < 0) :]  # padding comes first
+    return at[order], order
 
 
 def carried(values: Tensor, old: Pattern, new: Pattern, moves: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """``values`` of ``old`` as values of ``new``: survivors bit for bit, new entries 0."""
     source, target = moves if moves is not None else carry(old, new)
     result = values.new_zeros(new.value_shape)
-    result.view(-1)[target] = values.reshape(-1)[source]
+    result.view(-1).index_copy_(0, target, values.reshape(-1).index_select(0, source))
     return result

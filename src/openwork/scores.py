@@ -80,13 +80,47 @@ class Selection(NamedTuple):
     density: float
 
 
+def ascending(ids: np.ndarray) -> np.ndarray:
+    """``ids`` sorted: itself where it is, and a few ascending runs are merged, both much faster than a sort."""
+    falls = np.count_nonzero(ids[1:] < ids[:-1])
+    return np.sort(ids, kind="stable" if falls < 4 else None) if falls else ids
+
+
 def member(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """Whether each of ``ids`` stands in the ascending array ``ranked``."""
     if not len(ranked):
         return np.zeros(ids.shape, dtype=bool)
+    if ids.ndim > 1 or len(ids) < 2:
+        return _searched(ids, ranked)
+    if (ids[1:] > ids[:-1]).all():
+        return _merged(ids, ranked) if 4 * len(ids) > len(ranked) else _searched(ids, ranked)
+    # Searches in order walk along ``ranked``; in any order they jump about it, which takes several times as long.
+    found = np.empty(len(ids), dtype=bool)
+    for first in range(0, len(ids), 1 << 16):
+        some = ids[first : first + (1 << 16)]
+        order = np.argsort(some)
+        found[first + order] = _searched(some[order], ranked)
+    return found
+
+
+def _searched(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     at = np.searchsorted(ranked, ids)
     at[at == len(ranked)] = 0
-    found: np.ndarray = ranked[at] == ids
+    same: np.ndarray = ranked[at] == ids
+    return same
+
+
+def _merged(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    """``member`` of distinct ascending ids: a stable sort merges two runs in a quarter of the time of as many searches."""
+    short = max(ids[-1], ranked[-1]) < 2**31
+    both = np.concatenate([ids, ranked], dtype=np.int32 if short else np.int64, casting="same_kind")
+    both.sort(kind="stable")
+    twice = both[np.flatnonzero(both[1:] == both[:-1])]
+    del both
+    found = np.zeros(len(ids), dtype=bool)
+    at = np.searchsorted(ids, twice.astype(ids.dtype))
+    at[at == len(ids)] = 0
+    found[at[ids[at] == twice]] = True  # what stands twice in ``ranked`` alone is none
     return found
 
 
@@ -103,6 +137,9 @@ def lowest(score: np.ndarray, n: int) -> np.ndarray:
     if n == 0 or n == len(score):
         return np.arange(n)
     edge = np.partition(score, n - 1)[n - 1]
+    chosen = np.flatnonzero(score <= edge)
+    if len(chosen) == n:
+        return chosen
     below = np.flatnonzero(score < edge)
     tied = np.flatnonzero(score == edge)[: n - len(below)]
     return np.sort(np.concatenate([below, tied]))
@@ -111,3 +148,15 @@ def lowest(score: np.ndarray, n: int) -> np.ndarray:
 def highest(score: np.ndarray, n: int) -> np.ndarray:
     """Indices of the ``n`` highest scores, ties by lowest index."""
     return lowest(-score, n)
+
+
+def descending(score: np.ndarray) -> np.ndarray:
+    """Indices by falling score, ties by lowest index: a stable ``argsort``, several times as fast on a long array."""
+    order = np.argsort(-score)
+    ranked = score[order]
+    same = (ranked[1:] == ranked[:-1]) | (np.isnan(ranked[1:]) & np.isnan(ranked[:-1]))
+    if not same.any():
+        return order
+    # Within a run of equal scores the indices have to ascend: sort them together with the number of their run.
+    run = np.concatenate([[0], np.cumsum(~same)]) * len(order)
+    return np.sort(run + order) - run

@@ -16,7 +16,7 @@ from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
 from openwork.nn.master import resize
 from openwork.pattern import Pattern, carried, carry, consecutive_rows, same_pattern
-from openwork.scores import Proposal, Scores, lowest, member
+from openwork.scores import Proposal, Scores, ascending, lowest, member
 
 
 class Change(NamedTuple):
@@ -138,7 +138,7 @@ class SparseLayer:
         """Exact gradients of the inactive atoms at ``positions``, on a temporary pattern of these alone."""
         assert self.module.collector is not None
         ids = self.layout.touched(self.now, positions.numpy())
-        ids = ids[~member(ids, np.sort(self.layout.atoms(self.now).numpy()))]
+        ids = ids[~member(ids, ascending(self.layout.atoms(self.now).numpy()))]
         pattern = self.layout.only(self.now, ids)
         gradient = self.module.collector.gradient_at(pattern.to(self.module.values.device)).abs().cpu()
         return Scores(self.layout.pool(pattern, gradient), self.layout.atoms(pattern))
@@ -157,7 +157,7 @@ class SparseLayer:
         old = self.now
         new = self.layout.revise(old, proposal)
         source, target = carry(old, new)
-        change = self._change(proposal, old, new, len(source))
+        change = self._change(proposal, old, new, source)
         device = self.module.values.device
         new, moves = new.to(device), (source.to(device), target.to(device))
         shape = self.module.values.shape
@@ -230,14 +230,19 @@ class SparseLayer:
         at = pattern.positions.numpy()
         return at[at >= 0]
 
-    def _change(self, proposal: Proposal, old: Pattern, new: Pattern, survivors: int) -> Change:
+    def _change(self, proposal: Proposal, old: Pattern, new: Pattern, source: Tensor) -> Change:
         keep = proposal.keep.numpy()
-        after = self._judged(new, proposal)
-        after.sort()
-        fell = ~member(self._judged(old, proposal), after)
-        del after
+        if len(keep) == old.nnz == self.module.values.numel():
+            # Single weights: what is carried over has not fallen.
+            fell = np.ones(len(keep), dtype=bool)
+            fell[source.numpy()] = False
+        else:
+            after = self._judged(new, proposal)
+            after.sort()
+            fell = ~member(self._judged(old, proposal), after)
+            del after
         fell[lowest(keep, proposal.n_drop)] = False
         size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
         mass = float(keep.sum(dtype=np.float64))
         evicted_mass = float(keep[fell].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
-        return Change(old.nnz - survivors, new.nnz - survivors, int(fell.sum()) * size, evicted_mass)
+        return Change(old.nnz - len(source), new.nnz - len(source), int(fell.sum()) * size, evicted_mass)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import nn
 import openwork as ow
 from openwork.evidence import Collector
 from openwork.methods import GSE
-from openwork.methods.gse import _draw
+from openwork.methods.gse import _draw, _first_above
 from openwork.pattern import Pattern
 from openwork.scores import Evidence
 
@@ -72,6 +73,22 @@ def test_pairs_follow_their_weights():
     assert float(((counts - expected)[real] ** 2 / expected[real]).sum()) < 16.3, "3 degrees of freedom, 0.1 %"
     uniform = torch.bincount(_draw(5, torch.zeros(5), n, generator), minlength=5)
     assert float(((uniform - n / 5) ** 2 / (n / 5)).sum()) < 18.5, "without any weight: uniform; 4 degrees of freedom"
+
+
+@pytest.mark.parametrize("shape", ["even", "skewed", "with gaps"])
+def test_places_are_found_as_by_a_search(shape):
+    """At the sums themselves, just below them and between; weights of 0 leave runs of equal sums."""
+    random = np.random.default_rng(0)
+    for size in (1, 2, 9, 500):
+        weight = random.random(size)
+        if shape == "skewed":
+            weight = weight**40
+        elif shape == "with gaps":
+            weight *= random.random(size) < 0.1
+            weight[random.integers(size)] = 1.0
+        sums = weight.cumsum()
+        at = np.concatenate([random.random(2000) * sums[-1], sums, np.nextafter(sums, 0), [0.0]])
+        assert np.array_equal(_first_above(sums, at), np.searchsorted(sums, at, side="right"))
 
 
 def layer(kind):

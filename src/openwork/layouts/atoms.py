@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import final
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, matrix
 from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
-from openwork.scores import Proposal, Scores, highest, lowest, member
+from openwork.scores import Proposal, Scores, ascending, descending, highest, lowest, member
+
+_Order = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 class AtomLayout(Layout):
@@ -98,7 +100,8 @@ class AtomLayout(Layout):
     @final
     def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
         """Atoms by position."""
-        return self.gather(now, Weights(flat, np.ones(len(flat))))[0]
+        distinct, times = np.unique(flat, return_counts=True)
+        return self.gather(now, Weights(distinct, times.astype(np.float64)))[0]
 
     @final
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
@@ -159,34 +162,48 @@ class AtomLayout(Layout):
 
     def _ranked(self, now: Pattern, proposal: Proposal) -> np.ndarray:
         """Kept atoms, fresh ones and dropped ones, each best first."""
+        best = self._order(now.shape, proposal.count)
         active = self.atoms(now).numpy()
-        dropped = np.zeros(len(active), dtype=bool)
         if proposal.refit is not None:
-            keep, going, fresh = self._in_atoms(now, active, settle(now, proposal, self.block))
-            dropped[going] = True
-            kept = active[~dropped][_descending(keep[~dropped])]
+            keep, gone, fresh = self._in_atoms(now, active, settle(now, proposal, self.block))
         else:
             keep = _numpy(proposal.keep)
             if len(keep) != len(active):
                 raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
-            dropped[lowest(keep, proposal.n_drop)] = True
-            kept = active[~dropped][_descending(keep[~dropped])]
-            fresh = self._candidates(now, proposal.grow, np.sort(active), np.sort(kept))
-        fallen = active[dropped][_descending(keep[dropped])]
-        fallen = fallen[~member(fallen, np.sort(fresh))]
-        return np.concatenate([kept, fresh, fallen])
+            gone = lowest(keep, proposal.n_drop)
+        stay = np.ones(len(active), dtype=bool)
+        stay[gone] = False
+        stays = np.flatnonzero(stay)
+        kept = best(active[stays], keep[stays], 0)
+        if proposal.refit is None:
+            fresh = self._fresh(now, proposal.grow, active, kept, best)
+        gone = gone[~member(active[gone], np.sort(fresh))]
+        return np.concatenate([kept, fresh, best(active[gone], keep[gone], len(kept) + len(fresh))])
 
-    def _candidates(self, now: Pattern, grow: Scores, active: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    def _order(self, shape: tuple[int, int], count: int) -> _Order:
+        """What puts atoms in order: ``(ids, scores, how many come before them) -> ids``, best first.
+
+        Where any atom may take any other's place, only which are the best matters: those alone, as they stood.
+        """
+        if len(self.room(shape)) > 1 or self.rivals(np.empty(0, dtype=np.int64)) is not None:
+            return lambda ids, score, before: ids[descending(score)]
+        return lambda ids, score, before: ids if len(ids) <= count - before else ids[highest(score, count - before)]
+
+    def _fresh(self, now: Pattern, grow: Scores, active: np.ndarray, kept: np.ndarray, best: _Order) -> np.ndarray:
         """Ids that may grow, best first."""
+        value = _numpy(grow.value)
         if grow.ids is None:
             ids = np.setdiff1d(np.arange(self.total_atoms(now.shape)), active, assume_unique=True)
-            if len(grow.value) != len(ids):
-                raise LayoutError(f"grow has {len(grow.value)} scores, the layer has {len(ids)} inactive atoms")
+            if len(value) != len(ids):
+                raise LayoutError(f"grow has {len(value)} scores, the layer has {len(ids)} inactive atoms")
         else:
             ids = _ids(grow)
-        order = _descending(_numpy(grow.value))
-        ranked = ids[order]
-        return ranked[(ranked >= 0) & ~member(ranked, kept)]
+        ranked = ascending(kept)
+        first = best(ids, value, len(kept))
+        if (first >= 0).all() and not member(first, ranked).any():
+            return first
+        may = (ids >= 0) & ~member(ids, ranked)
+        return best(ids[may], value[may], len(kept))
 
     def _in_atoms(self, now: Pattern, active: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Settled weights as whole atoms: a score for each active one, which of them go, which others come, best first.
@@ -195,9 +212,9 @@ class AtomLayout(Layout):
         fixed tile with its few new weights would hardly ever win and the topology would freeze.
         """
         ids, score = self.gather(now, weights)
-        ranked = np.sort(active)
+        ranked = ascending(active)
         new = ~member(ids, ranked)
-        fresh = ids[new][_descending(score[new])]
+        fresh = ids[new][descending(score[new])]
         keep = np.zeros(len(active))
         held = member(active, ids)
         keep[held] = score[np.searchsorted(ids, active[held])]
@@ -249,6 +266,8 @@ class AtomLayout(Layout):
 
 def summed(ids: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct ids, ascending, and the sum of the scores of each."""
+    if (ids[1:] > ids[:-1]).all():
+        return ids, score
     distinct, inverse = np.unique(ids, return_inverse=True)
     return distinct, np.bincount(inverse, weights=score, minlength=len(distinct))
 
@@ -272,10 +291,6 @@ def _ids(scores: Scores) -> np.ndarray:
 
 def _numpy(score: Tensor) -> np.ndarray:
     return score.detach().cpu().numpy()
-
-
-def _descending(score: np.ndarray) -> np.ndarray:
-    return np.argsort(-score, kind="stable")
 
 
 def best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openwork.budgets import active_weights
 from openwork.pattern import Pattern
-from openwork.scores import Proposal, Scores, arguments
+from openwork.scores import Proposal, Scores, arguments, descending
 
 Dims = tuple[int, ...]
 """The shape of a dense weight, ``(R, C)`` or ``(R, Cin, kh, kw)``; a layout sees it as ``R x (C or Cin * kh * kw)``."""
@@ -194,6 +194,8 @@ def draw_distinct(total: int, n: int, generator: torch.Generator) -> np.ndarray:
     while len(drawn) < n:
         more = torch.randint(total, (2 * (n - len(drawn)) + 8,), generator=generator).numpy()
         drawn = np.concatenate([drawn, more])
-        _, first = np.unique(drawn, return_index=True)
-        drawn = drawn[np.sort(first)]
+        order = descending(-drawn)
+        again = np.zeros(len(drawn), dtype=bool)
+        again[order[1:]] = drawn[order[1:]] == drawn[order[:-1]]
+        drawn = drawn[~again]
     return drawn[:n]

@@ -14,7 +14,7 @@ from openwork.layouts.counted import CountedLayout
 from openwork.layouts.settle import Weights
 from openwork.layouts.shares import EdgeShares, Shares
 from openwork.pattern import Pattern, consecutive_rows
-from openwork.scores import member
+from openwork.scores import ascending, member
 
 
 class TileLayout(CountedLayout):
@@ -101,12 +101,14 @@ class TileLayout(CountedLayout):
 
     def build(self, shape: tuple[int, int], ids: np.ndarray, rows: Tensor) -> Pattern:
         """Tiles of a group in ascending order."""
-        ids = np.sort(ids)
+        ids = ascending(ids)
         _, tiles = self._grid(shape)
-        group, tile = np.divmod(ids, tiles)
         if self._n == 1:
-            offsets = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=rows.shape[0]))])
+            starts = np.arange(rows.shape[0] + 1) * tiles
+            offsets = np.searchsorted(ids, starts)
+            tile = ids - np.repeat(starts[:-1], np.diff(offsets))
             return Pattern(shape, rows, torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(tile.astype(np.int32)))
+        group, tile = np.divmod(ids, tiles)
         width = np.minimum(self._n, shape[1] - tile * self._n)
         starts = np.cumsum(width) - width
         cols = np.repeat(tile * self._n - starts, width) + np.arange(int(width.sum()))
@@ -124,11 +126,14 @@ class TileLayout(CountedLayout):
     def atoms(self, now: Pattern) -> Tensor:
         """Tile ids in storage order."""
         if self._n == 1:
-            return (now.group_of_column * now.shape[1]).add_(now.cols)
+            starts = torch.arange(now.groups, device=now.device) * now.shape[1]
+            return torch.repeat_interleave(starts, now.offsets.diff(), output_size=len(now.cols)).add_(now.cols)
         return torch.from_numpy(self._heads(now)[1])
 
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """Over each tile."""
+        if self._m == self._n == 1:
+            return summed(weights.flat, weights.score)
         groups, tiles = self._grid(now.shape)
         group_of_row = np.full(now.shape[0], -1, dtype=np.int64)
         ids = now.rows.numpy()

@@ -111,8 +111,25 @@ def _draw(size: int, weight: Tensor | None, n: int, generator: torch.Generator) 
         if float(total[-1]) > 0:
             at = torch.rand(n, dtype=torch.float64, generator=generator) * total[-1]
             # The first place whose sum exceeds the draw: one of weight 0 is never it.
-            return torch.searchsorted(total, at, right=True).clamp(max=int(weight.nonzero()[-1]))
+            return torch.from_numpy(_first_above(total.numpy(), at.numpy())).clamp_(max=int(weight.nonzero()[-1]))
     return torch.randint(size, (n,), generator=generator)
+
+
+def _first_above(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """``searchsorted(sums, at, side="right")`` for many ``at`` in ``[0, sums[-1]]``, several times as fast.
+
+    The range is cut in even cells.  Where a cell begins among the sums is looked up once, and from there it is at most a
+    step to nearly all places; the others are searched.
+    """
+    cells = 16 * len(sums)
+    width = sums[-1] / cells
+    # A little early, so that no rounding puts the beginning behind the place.
+    begins = np.searchsorted(sums, np.arange(cells + 1) * (width * (1 - 1e-9)), side="right")
+    found = begins.take((at * (1 / width)).astype(np.int64), mode="clip")
+    found += sums.take(found, mode="clip") <= at
+    far = np.flatnonzero(sums.take(found, mode="clip") <= at)
+    found[far] = np.searchsorted(sums, at[far], side="right")
+    return found
 
 
 def _swap_among_all(
