@@ -254,8 +254,9 @@ def sparsify(
             layer.
         layout: where non-zeros may lie, an object or a string such as ``"shuffled_block(16, 16)"``.
         method: what changes the topology, an object or a string such as ``"rigl"``.
-        budget: how the sparsity is shared among layers: ``"erk"``, ``"uniform"``, ``"erdos_renyi"``, a function
-            ``(shapes, sparsity, fixed=...) -> densities``, or a density for every layer by name or glob.
+        budget: how the sparsity is shared among layers: ``"erk"``, ``"uniform"``, ``"uniform_dense_first"``,
+            ``"erdos_renyi"``, ``"proportional"``, a function ``(shapes, sparsity, fixed=...) -> densities`` such as
+            ``FixedRatio``, or a density for every layer by name or glob.
         exclude: names or globs of layers to leave dense.
         force: names or globs of layers to make sparse although they are grouped or smaller than a unit.
         densities: densities fixed by name or glob; the other layers make up for them.

@@ -132,7 +132,7 @@ def in_short(
     words: dict[str, str | int | float | None] = {"model": type(settings.model).__name__, "data": type(settings.data).__name__}
     if sparsity is not None:
         words |= {"layout": repr(settings.layout), "method": repr(sparsity.method)}
-        words |= {"sparsity": settings.sparsity, "budget": settings.budget, "kernel": settings.kernel}
+        words |= {"sparsity": settings.sparsity, "budget": str(settings.budget), "kernel": settings.kernel}
         words |= {name: ", ".join(names) for name, names in (("exclude", settings.exclude), ("force", settings.force)) if names}
     known = {
         name: optimizer.defaults[name] for name in ("lr", "momentum", "betas", "weight_decay") if name in optimizer.defaults

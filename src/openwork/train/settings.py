@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from openwork import layouts, methods
+from openwork.budgets import FixedRatio
 from openwork.data.images import ImageSource
 from openwork.layouts import LayoutRule
 from openwork.methods import Method
@@ -62,7 +63,7 @@ class Settings:
     optimizer: OptimizerFactory
     learning_rate: LearningRate
     sparsity: float = 0.9
-    budget: Literal["erk", "erdos_renyi", "uniform"] = "erk"
+    budget: Literal["erk", "erdos_renyi", "uniform", "uniform_dense_first", "proportional"] | FixedRatio = "erk"
     exclude: list[str] = field(default_factory=list)
     force: list[str] = field(default_factory=list)
     kernel: str | None = None
