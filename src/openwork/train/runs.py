@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,6 @@ def name_of(folder: Path) -> str:
 def _rows(kind: type[R], path: Path) -> tuple[R, ...]:
     try:
         rows = Table(path, ()).rows()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return tuple(from_text(kind, row, f"{path}, row {number}") for number, row in enumerate(rows, start=1))

@@ -33,7 +33,8 @@ STYLE: dict[str, Any] = {
     "figure.constrained_layout.use": True,
 }
 
-_REFERENCE = re.compile(r"url\(#([^)]*)\)")
+_URL = re.compile(r"url\(#([^)]+)\)")
+_LINK = re.compile(r"^#(.+)$")  # an attribute of this form alone may be a colour
 
 
 def panel(name: str, width: float, height: float, draw: Callable[[Axes], None]) -> str:
@@ -66,13 +67,16 @@ def inline(document: bytes, name: str) -> str:
     for parent in list(root.iter()):
         for child in [child for child in parent if child.tag == f"{{{SVG}}}metadata"]:
             parent.remove(child)
-        for key, value in parent.attrib.items():
-            if key == "id":
-                parent.set(key, f"{name}-{value}")
-            elif key in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
-                parent.set(key, f"#{name}-{value[1:]}")
-            else:
-                parent.set(key, _REFERENCE.sub(rf"url(#{name}-\1)", value))
+    pairs = [(_reference(key), value) for element in root.iter() for key, value in element.attrib.items()]
+    wanted = {target for reference, value in pairs for target in reference.findall(value)}
+    for element in root.iter():
+        # Two equal images are given one id between them, which nothing refers to.
+        if element.get("id") not in wanted:
+            element.attrib.pop("id", None)
+        for key, value in element.attrib.items():
+            moved = _reference(key).sub(lambda found: found[0].replace("#", f"#{name}-", 1), value)
+            element.set(key, f"{name}-{value}" if key == "id" else moved)
+    root.set("id", name)
     # The page decides how large it is shown; beyond this it would only be coarse.
     width = root.attrib.pop("width", "").removesuffix("pt")
     root.attrib.pop("height", None)
@@ -80,3 +84,8 @@ def inline(document: bytes, name: str) -> str:
     ET.register_namespace("", SVG)
     ET.register_namespace("xlink", XLINK)
     return ET.tostring(root, encoding="unicode")
+
+
+def _reference(key: str) -> re.Pattern[str]:
+    """How an attribute refers to an id."""
+    return _LINK if key in ("href", f"{{{XLINK}}}href") else _URL
