@@ -138,6 +138,10 @@ class AtomLayout(Layout):
         room = self.offer(now.shape, self.atoms(now).numel(), n)
         best, ids = np.empty(0), np.empty(0, dtype=np.int64)
         for at, value in self.pool_chunks(now, chunks):
+            if len(room) == 1 and 0 < room[0] == len(best):
+                # With one class only what exceeds the worst so far can come in: a tie goes to the lower id.
+                near = np.flatnonzero(value > best.min())
+                at, value = at[near], value[near]
             fresh = ~member(self._key(at), fixed)
             ids = np.concatenate([ids, at[fresh]])
             best = np.concatenate([best, value[fresh]])

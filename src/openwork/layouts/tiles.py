@@ -126,8 +126,9 @@ class TileLayout(CountedLayout):
     def atoms(self, now: Pattern) -> Tensor:
         """Tile ids in storage order."""
         if self._n == 1:
-            starts = torch.arange(now.groups, device=now.device) * now.shape[1]
-            return torch.repeat_interleave(starts, now.offsets.diff(), output_size=len(now.cols)).add_(now.cols)
+            ids = np.repeat(np.arange(now.groups) * now.shape[1], np.diff(now.offsets.numpy()))
+            ids += now.cols.numpy()
+            return torch.from_numpy(ids)
         return torch.from_numpy(self._heads(now)[1])
 
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
@@ -164,6 +165,9 @@ class TileLayout(CountedLayout):
         width[-1] = n_cols - (tiles - 1) * self._n
         for first, scores in chunks:
             count = len(scores)
+            if self._m == self._n == 1:
+                yield np.arange(first * tiles, (first + count) * tiles), scores.reshape(-1).numpy()
+                continue
             rows = now.rows[first : first + count]
             summed = scores.double().masked_fill((rows < 0)[:, :, None], 0.0).sum(1)
             real = (rows >= 0).sum(1)

@@ -121,7 +121,7 @@ def _first_above(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
     The range is cut in even cells.  Where a cell begins among the sums is looked up once, and from there it is at most a
     step to nearly all places; the others are searched.
     """
-    cells = 16 * len(sums)
+    cells = 4 * len(sums)
     width = sums[-1] / cells
     # A little early, so that no rounding puts the beginning behind the place.
     begins = np.searchsorted(sums, np.arange(cells + 1) * (width * (1 - 1e-9)), side="right")
