@@ -1,5 +1,6 @@
 """``openwork inspect`` and ``openwork report`` on finished, stopped, dense, strange and damaged run folders."""
 
+import csv
 import itertools
 import json
 import re
@@ -424,6 +425,22 @@ def test_a_folder_that_only_begins_gives_a_page(runs, tmp_path):
     said = " ".join(page.text)
     assert "No run here has counted its bytes" in said
     assert "No run here has counted its FLOPs" in said
+
+
+def test_a_run_that_diverges_hides_no_other(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["mest"], folder)
+    table = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    table[1]["train_loss"], table[2]["test_loss"] = "1e9", "nan"
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    text, page = reported([runs["mest"], folder], tmp_path / "report.html")
+    assert "The loss became infinite or no number: run." in " ".join(page.text)
+    figure = text[text.index('id="fig-train-loss"') : text.index('id="fig-sparsity"')]
+    ticks = [float(tick) for tick in re.findall(r"<text[^>]*>([\d.]+)</text>", figure)]
+    assert max(ticks) <= 2 * float(table[0]["train_loss"])
 
 
 def test_runs_and_twins_come_once_and_are_told_apart(runs, tmp_path):
