@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import openwork as ow
@@ -127,6 +128,18 @@ def test_totals_stand_in_the_metrics(whole):
         assert float(row["sparsity"]) == 1 - sum(int(layer["active"]) for layer in layers) / size
         ever = sum(round(float(layer["exploration_rate"]) * int(layer["weights"])) for layer in layers)
         assert float(row["exploration_rate"]) == ever / size
+
+
+def test_tensorboard_has_the_same_figures(whole):
+    folder, _ = whole
+    events = EventAccumulator(str(folder)).Reload()
+    for name in NAMES:
+        mine = [row for row in rows(folder / "layers.csv") if row["layer"] == name]
+        for figure in ("sparsity", "exploration_rate"):
+            found = [(event.step, event.value) for event in events.Scalars(f"{figure}/{name}")]
+            assert found == [(int(row["step"]), pytest.approx(float(row[figure]), rel=1e-6)) for row in mine]
+    totals = [float(row["exploration_rate"]) for row in rows(folder / "metrics.csv")]
+    assert [event.value for event in events.Scalars("exploration_rate")] == pytest.approx(totals, rel=1e-6)
 
 
 def recounted(mask, cells):
