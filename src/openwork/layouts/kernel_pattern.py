@@ -117,7 +117,9 @@ class KernelPatterns(AtomLayout):
         self, shape: tuple[int, int], active: np.ndarray, drawn: np.ndarray, n: int, generator: torch.Generator
     ) -> np.ndarray:
         """Every empty kernel, with a random pattern."""
-        kernels = np.setdiff1d(np.arange(shape[0] * self._channels), self.rivals(np.concatenate([active, drawn])))
+        empty = np.ones(shape[0] * self._channels, dtype=bool)
+        empty[self.rivals(np.concatenate([active, drawn]))] = False
+        kernels = np.flatnonzero(empty)
         kernels = kernels[torch.randperm(len(kernels), generator=generator).numpy()]
         return kernels * self._kinds + torch.randint(self._kinds, (len(kernels),), generator=generator).numpy()
 
