@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
-from openwork.analysis import active_parameters, memory
+from openwork.analysis import active_parameters, compare_memory, memory
 from openwork.layouts import NM, Complementary, LayoutError
 from openwork.layouts.stage import Stage
 from openwork.methods import CSTraining
@@ -176,6 +176,10 @@ def test_after_the_end_nothing_dense_is_left():
     assert "all weights are trained" in str(sparsity.report())
     assert sparsity.report().rows[0].stored_bytes > 4 * 64 * 64
     assert active_parameters(model) == 64 * 64 + 64
+    model(torch.randn(8, 64)).sum().backward()
+    row = compare_memory(sparsity).rows[0].held
+    assert (row.weights, row.gradients) == (32 * 2 * 64 * 64, 32 * 64 * 64), "dense weights beside the copies; one gradient"
+    optimizer.zero_grad()
     for step in range(6):
         model(torch.randn(8, 64)).square().sum().backward()
         if step < 5:
@@ -228,6 +232,31 @@ def test_frozen_layers_and_densified_models_compute_the_same():
     with torch.no_grad():
         out = model(data(9)[0])
         torch.testing.assert_close(ow.densify(model)(data(9)[0]), out)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_activations_may_work_in_place_and_inputs_may_have_any_shape(kernel):
+    if kernel not in ow.kernels.available():
+        pytest.skip("not built")
+    torch.manual_seed(0)
+    made = [
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(inplace=inplace), nn.Linear(16, 8), nn.ReLU(inplace=inplace))
+        for inplace in (True, False)
+    ]
+    made[1].load_state_dict(made[0].state_dict())
+    losses = []
+    for model in made:
+        sparsity = ow.sparsify(model, sparsity=0.5, layout="nm(2, 4)", method=CSTraining(interval=1, end=6), kernel=kernel)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparsity.attach(optimizer)
+        for step in range(8):
+            x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(step))
+            loss = model(x).square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[:8] == losses[8:]
 
 
 def test_what_cannot_be_is_refused():

@@ -102,9 +102,11 @@ def compare_memory(sparsity: Sparsity) -> Comparison:
         if scheme is None:
             raise ValueError(f"{entry.layer} has layout {entry.layout}, for which there is no formula")
         width = 8 * module.values.element_size()
-        values, grad = module.values, module.values.grad
+        # A method that trains all weights holds them beside the active ones, and their gradient alone.
+        held_weights = module.values.numel() + (module.trained.numel() if module.has_master else 0)
+        grad = module.trained.grad
         indices = sum(8 * index.numel() * index.element_size() for index in module.buffers())
-        held = Bits(values.numel() * width, 0 if grad is None else grad.numel() * width, indices)
+        held = Bits(held_weights * width, 0 if grad is None else grad.numel() * width, indices)
         formula = scheme(layout, [footprint.Layer(*module.shape, entry.nnz)], footprint.Widths(width))
         rows.append(Compared(entry.layer, entry.layout, formula, held))
     return Comparison(tuple(rows))

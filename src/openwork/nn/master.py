@@ -24,7 +24,9 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, x: Tensor, master: Tensor, module: DenseGradient) -> Tensor:
         ctx.save_for_backward(x)
         ctx.module, ctx.dims, ctx.dtype = module, master.shape, master.dtype
-        return out.view_as(out)
+        # A view could not be modified in place afterwards, as activations do.
+        ctx.mark_dirty(out)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
