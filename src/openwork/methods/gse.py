@@ -84,6 +84,9 @@ class GSE(Periodic):
     def propose(self, step: int, layers: Mapping[str, Layer]) -> Mapping[str, Proposal]:
         """Sample every layer, then swap within each or among all."""
         share = drop_fraction(step, end=self.last_step, initial=self.drop_fraction, schedule=self.schedule)
+        if self.scope == "layer":
+            # By itself a full layer has nothing to exchange.
+            layers = {name: layer for name, layer in layers.items() if layer.density < 1}
         keep = {name: layer.magnitudes() for name, layer in layers.items()}
         grow = {name: layer.gradients_at(self._pairs(layer, len(keep[name]))) for name, layer in layers.items()}
         if self.scope == "global":
