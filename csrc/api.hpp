@@ -27,6 +27,20 @@ struct Image {
     int64_t out_width() const { return (width + 2 * pad_w - span_w()) / stride_w + 1; }
 };
 
+// Non-zeros of a matrix, and the panel of consecutive rows of it that is looked at; positions outside the panel are passed over.
+struct Positions {
+    const int64_t* flat;  // [count], row * n_columns + column, in any order
+    int64_t count, n_columns, first_row, n_rows;
+};
+
+// The n - 1 merges of n rows in the order they are found: rows one[k] and other[k] meet at the distance at[k].
+struct Merges {
+    float* at;
+    int32_t *one, *other;
+    float* size;                      // [n], scratch like the rest
+    int32_t *left, *place, *chain;    // [n]
+};
+
 // Every kernel returns null, or what was wrong with its input; in that case its outputs are undefined.
 using Failure = const char*;
 
@@ -37,6 +51,11 @@ struct Kernels {
     Failure (*linear_backward)(const Stored&, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads);
     Failure (*conv_forward)(const Stored&, const Image&, const float* x, const float* bias, float* y, int threads);
     Failure (*conv_backward)(const Stored&, const Image&, const float* g, const float* x, float* dx, float* dw, int threads);
+    // Adds to common[n_rows][n_rows] how many of the columns first_column.. every two rows share; bits is [n_rows][words],
+    // scratch for 64 columns a word.
+    void (*common_columns)(const Positions&, uint64_t* bits, int64_t words, int64_t first_column, float* common, int threads);
+    // Nearest-neighbour chains over distance[n][n], which is used up.
+    Failure (*merges)(float* distance, int64_t n, bool complete, const Merges&);
 };
 
 namespace baseline { extern const Kernels kernels; }

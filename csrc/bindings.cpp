@@ -1,11 +1,15 @@
-// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py; no other file knows Python.
+// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py and
+// openwork/layouts/compiled.py; no other file knows Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "clusters.hpp"
 #include "dispatch.hpp"
 #include "lower.hpp"
 #include "scratch.hpp"
+
+#include <limits>
 
 namespace nb = nanobind;
 using namespace openwork;
@@ -109,6 +113,27 @@ NB_MODULE(_native, m) {
     });
     m.def("transpose", [](Address to_offsets, Address to_columns, Address to_order, int64_t taps, STORED_PARAMETERS) {
         check(transpose(STORED, taps, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
+    });
+    m.def("common_columns", [](Address flat, int64_t count, int64_t n_columns, int64_t first_row, int64_t n_rows, Address bits,
+                               int64_t words, int64_t first_column, Address common, int threads) {
+        if (count < 0 || n_columns < 1 || first_row < 0 || n_rows < 1 || words < 1 || first_column < 0) {
+            throw nb::value_error("a size of the panel is negative");
+        }
+        if (n_columns > std::numeric_limits<int64_t>::max() / (first_row + n_rows)) throw nb::value_error("the matrix is too large");
+        nb::gil_scoped_release unlocked;
+        const Positions positions{at<const int64_t>(flat), count, n_columns, first_row, n_rows};
+        kernels().common_columns(positions, at<uint64_t>(bits), words, first_column, at<float>(common), team(threads));
+    });
+    m.def("cluster", [](Address distance, int64_t n, int64_t n_clusters, bool complete, Address labels) {
+        if (n < 1 || n > std::numeric_limits<int32_t>::max() || n_clusters < 1 || n_clusters > n) {
+            throw nb::value_error("the number of clusters does not fit the number of rows");
+        }
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = cluster(kernels(), at<float>(distance), n, n_clusters, complete, at<int64_t>(labels));
+        }
+        check(wrong);
     });
     m.def("scratch_bytes", &scratch_bytes);
     m.def("release_scratch", &release_scratch);

@@ -1,4 +1,5 @@
 #include "conv.hpp"
+#include "grouping.hpp"
 #include "linear.hpp"
 
 #define OW_NAME_(x) #x
@@ -8,7 +9,9 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
 extern const Kernels kernels;
-const Kernels kernels = {OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward};
+const Kernels kernels = {
+    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward, common_columns, merges,
+};
 
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork

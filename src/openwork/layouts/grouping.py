@@ -6,7 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openwork.layouts import compiled
 from openwork.layouts.linkage import Linkage, cluster
+
+_STRIP = 32
+"""Rows of the similarity that are divided at a time: few calls, and a temporary that stays small."""
 
 
 def group_rows(flat: np.ndarray, shape: tuple[int, int], height: int, *, q: float, linkage: Linkage, budget: int) -> Tensor:
@@ -62,7 +66,8 @@ def _panel_order(
     flat: np.ndarray, shape: tuple[int, int], rows: range, height: int, q: float, linkage: Linkage, budget: int
 ) -> np.ndarray:
     """The rows of a panel, counted from its first, clusters first."""
-    common = intersections(flat, shape, rows, budget)
+    count, form = (compiled.intersections, compiled.cluster) if compiled.built() else (intersections, cluster)
+    common = count(flat, shape, rows, budget)
     size = common.diagonal().copy()
     np.fill_diagonal(common, 0.0)
     joined = common.max(axis=1) > q * size if len(rows) > 1 else np.zeros(len(rows), dtype=bool)
@@ -73,10 +78,11 @@ def _panel_order(
     if len(rest):
         common = common[np.ix_(taking, taking)]
     size = size[taking]
-    for i, own in enumerate(common):
-        own /= np.maximum(size[i] + size - own, 1.0)
+    for first in range(0, len(common), _STRIP):
+        own = common[first : first + _STRIP]
+        own /= np.maximum(size[first : first + _STRIP, None] + size - own, 1.0)
     distance = np.subtract(1.0, common, out=common)
-    labels = cluster(distance, max(1, len(taking) // height), linkage)
+    labels = form(distance, max(1, len(taking) // height), linkage)
     members = np.bincount(labels)
     ranked = np.lexsort((taking, labels, -members[labels]))
     return np.concatenate([taking[ranked], rest])
