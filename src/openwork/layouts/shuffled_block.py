@@ -113,10 +113,7 @@ class ShuffledBlock(RefitLayout):
         widths = np.minimum(taken * self.n, shape[1])
         cols = [np.empty(0, dtype=np.int32)]
         for first, order, _ in ranking.chunks(range(rows.shape[0])):
-            for local, ranked in enumerate(order):
-                chosen = ranked[: widths[first + local]]
-                block = np.arange(len(chosen)) // self.n
-                cols.append(chosen[np.lexsort((chosen, block))].astype(np.int32))
+            cols += [_blocks(ranked[: widths[first + local]], self.n) for local, ranked in enumerate(order)]
         offsets = np.concatenate([[0], np.cumsum(widths)]).astype(np.int32)
         return Pattern(shape, rows, torch.from_numpy(offsets), torch.from_numpy(np.concatenate(cols)))
 
@@ -135,8 +132,20 @@ class ShuffledBlock(RefitLayout):
             raise LayoutError(f"the pattern holds {held} blocks, not {count}")
 
 
+def _blocks(chosen: np.ndarray, width: int) -> np.ndarray:
+    """int32, ``chosen`` with the columns of every block in ascending order."""
+    blocks = chosen.astype(np.int32)
+    whole = len(blocks) // width * width
+    blocks[:whole].reshape(-1, width).sort(axis=1)
+    blocks[whole:].sort()
+    return blocks
+
+
 class _ColumnRanking:
-    """The columns of every row group by descending l1 norm, made anew chunk by chunk to stay within the budget."""
+    """The columns of every row group by descending l1 norm.
+
+    Groups that fit in the budget together are ranked once; more are made anew chunk by chunk.
+    """
 
     def __init__(self, shape: tuple[int, int], rows: Tensor, weights: Weights, width: int) -> None:
         self.n_cols, self.width = shape[1], width
@@ -144,23 +153,43 @@ class _ColumnRanking:
         real = ids >= 0
         group_of_row = np.empty(shape[0], dtype=np.int32)
         group_of_row[ids[real]] = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)[real]
-        group = group_of_row[weights.flat // shape[1]]
-        order = np.argsort(group, kind="stable")
-        self.group, self.col, self.score = group[order], (weights.flat % shape[1])[order], weights.score[order]
+        # Short integers divide several times as fast.
+        flat = weights.flat.astype(np.int32) if shape[0] * shape[1] < 2**31 else weights.flat
+        row = flat // flat.dtype.type(shape[1])
+        self.group, self.col, self.score = group_of_row[row], flat - row * flat.dtype.type(shape[1]), weights.score
         # Scores, their order and a sorted copy, 8 bytes each, within an eighth of the budget.
         self.step = max(1, TOPOLOGY_BUDGET // (8 * 24 * max(1, shape[1])))
+        self.whole = self._ranked(0, len(ids), slice(None)) if len(ids) <= self.step else None
+        if self.whole is None:
+            order = np.argsort(self.group, kind="stable")
+            self.group, self.col, self.score = self.group[order], self.col[order], self.score[order]
 
     def chunks(self, groups: range) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (first group, column order ``[g, C]``, l1 norm of each run of ``width`` columns ``[g, T]``)."""
+        if self.whole is not None:
+            if len(groups):
+                order, norms = self.whole
+                yield groups.start, order[groups.start : groups.stop], norms[groups.start : groups.stop]
+            return
         for first in range(groups.start, groups.stop, self.step):
             last = min(first + self.step, groups.stop)
-            lo, hi = np.searchsorted(self.group, [first, last])
-            key = (self.group[lo:hi] - first).astype(np.int64) * self.n_cols + self.col[lo:hi]
-            score = np.bincount(key, weights=self.score[lo:hi], minlength=(last - first) * self.n_cols)
-            score = score.reshape(last - first, self.n_cols)
-            order = np.argsort(-score, axis=1, kind="stable")
-            ranked = np.take_along_axis(score, order, axis=1)
-            yield first, order, np.add.reduceat(ranked, np.arange(0, self.n_cols, self.width), axis=1)
+            yield first, *self._ranked(first, last, slice(*np.searchsorted(self.group, [first, last])))
+
+    def _ranked(self, first: int, last: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Column order and norms of the runs of the groups ``first`` to ``last``, whose weights are ``part`` of all."""
+        key = (self.group[part] - first).astype(np.int64) * self.n_cols + self.col[part]
+        score = np.bincount(key, weights=self.score[part], minlength=(last - first) * self.n_cols)
+        score = score.reshape(last - first, self.n_cols)
+        order = np.stack([_descending(own) for own in score])
+        ranked = np.take_along_axis(score, order, axis=1)
+        return order, np.add.reduceat(ranked, np.arange(0, self.n_cols, self.width), axis=1)
+
+
+def _descending(norm: np.ndarray) -> np.ndarray:
+    """Indices by falling norm, ties by lowest index; most norms are 0 and need no sorting."""
+    some = norm > 0
+    at = np.flatnonzero(some)
+    return np.concatenate([at[np.argsort(-norm[at], kind="stable")], np.flatnonzero(~some)])
 
 
 def _prefixes(ranking: _ColumnRanking, groups: range, count: int) -> np.ndarray:

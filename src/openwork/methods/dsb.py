@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 
 from openwork.methods.base import Layer
@@ -83,7 +84,7 @@ class DSB(DropGrow):
         else:
             batch = m * n
             rows, cols = (norm.double().cpu().numpy() for norm in layer.norms())
-            active = layer.positions().sort().values.numpy()
+            active = np.sort(layer.positions().numpy())
             flat = torch.from_numpy(grow_blocks(rows, cols, (m, n), active, n_drop).ravel())
             grow = Scores(torch.arange(len(flat), 0, -1), flat)
         regroup = bool(self.regroup) and step // self.interval % self.regroup == 0
