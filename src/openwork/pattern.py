@@ -217,8 +217,18 @@ def _ranked(pattern: Pattern) -> tuple[np.ndarray, np.ndarray | None]:
     at = at.ravel()
     if (at[1:] > at[:-1]).all() and (not len(at) or at[0] >= 0):
         return at, None
-    order = np.argsort(at)[np.count_nonzero(at < 0) :]  # padding comes first
-    return at[order], order
+    padding = np.count_nonzero(at < 0)  # it comes first
+    if not small:
+        order = np.argsort(at)[padding:]
+        return at[order], order
+    # A sort takes less than half the time of an argsort: the place of a position rides along in the lower half.
+    key = at.astype(np.int64)
+    key <<= 32
+    key += np.arange(len(at), dtype=np.int32)
+    key.sort()
+    np.right_shift(key, 32, out=at, casting="unsafe")
+    key &= 2**32 - 1
+    return at[padding:], key[padding:]
 
 
 def carried(values: Tensor, old: Pattern, new: Pattern, moves: tuple[Tensor, Tensor] | None = None) -> Tensor:

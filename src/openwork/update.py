@@ -105,12 +105,13 @@ class SparseLayer:
 
     def weights(self) -> Tensor:
         """``|w|`` of every active weight."""
-        return self._absolute()[self._stored()]
+        size = self._absolute()
+        return size.flatten() if size.numel() == self.now.nnz else size[self._stored()]
 
     def positions(self) -> Tensor:
         """Flat positions of the active weights."""
         at = self.now.positions
-        return at[at >= 0]
+        return at.flatten() if at.numel() == self.now.nnz else at[at >= 0]
 
     def sample_inactive(self, n: int) -> Scores:
         """``n`` random inactive atoms."""

@@ -32,7 +32,7 @@ def settle(now: Pattern, proposal: Proposal, block: tuple[int, int]) -> Weights:
     refit = proposal.refit if proposal.refit is not None else Refit()
     positions = now.positions.cpu().numpy()
     stored = positions >= 0
-    flat = positions[stored]
+    flat = positions.ravel() if stored.all() else positions[stored]
     keep = proposal.keep.detach().cpu().numpy().astype(np.float64)
     if len(keep) != len(flat):
         raise ValueError(f"keep has {len(keep)} scores, the layer has {len(flat)} active weights")

@@ -9,6 +9,9 @@ import numpy as np
 
 from openwork.scores import member
 
+_TOGETHER = 2**18
+"""Weights of the blocks that are looked up at a time; a few arrays of 8 bytes for each."""
+
 
 def block_order(row_norm: np.ndarray, col_norm: np.ndarray) -> Iterator[tuple[int, int]]:
     """Pairs ``(u, v)`` by descending ``row_norm[u] * col_norm[v]``, for norms in descending order; ties by ``(u, v)``.
@@ -51,8 +54,9 @@ def grow_blocks(
     order = block_order(row_sum, col_sum)
     blocks, new = [np.empty((0, block[0] * block[1]), dtype=np.int64)], 0
     while new < wanted:
-        # One membership test for many blocks at once: the order does not depend on it.
-        batch = [pair for _, pair in zip(range(256), order, strict=False)]
+        # One membership test for many blocks at once, as many as are needed at least: the order does not depend on it.
+        many = max(256, min(wanted - new, _TOGETHER) // (block[0] * block[1]))
+        batch = [pair for _, pair in zip(range(many), order, strict=False)]
         if not batch:
             break
         u, v = np.array(batch).T
