@@ -13,7 +13,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from torch import nn
 
+from openwork.nn import SparseModule
+from openwork.nn.auto import Timing
+from openwork.nn.unpacking import kept_bytes
 from openwork.update import SparseLayer
+
+TIMINGS = 3
+"""Kinds of input of which a report shows the times, the newest of a layer."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,16 @@ class Row:
         layer: name in the model.
         shape: of the dense weight.
         layout: as written in code, or ``"dense"``.
-        kernel: the backend, or why the layer is dense.
+        kernel: the backend, or why the layer is dense.  With ``kernel="auto"``: what was found faster, ``"cpu (auto)"``,
+            ``"dense (auto)"``, ``"cpu or dense (auto)"`` where it depends on the input, ``"cpu (auto, not measured)"`` so far.
         asked: density that the budget gave it.
         got: density that the layout could make of it.
         nnz: active weights.
         dense_bytes: of the dense weight.
-        stored_bytes: of values and indices as stored, and of the dense weight where all of it is trained.
+        stored_bytes: of values and indices as stored, of positions kept where ``kernel="auto"`` takes the dense way, and of the
+            dense weight where all of it is trained.
         master: whether all of the weight is trained.
+        timings: what ``kernel="auto"`` measured, the newest last.
     """
 
     layer: str
@@ -43,6 +52,7 @@ class Row:
     dense_bytes: int
     stored_bytes: int
     master: bool = False
+    timings: tuple[Timing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,16 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know: layers left dense, and kernels that compute densely."""
+        """What a user should know: layers left dense, kernels that compute densely, and what ``kernel="auto"`` measured."""
         notes = [f"{row.layer} stays dense: {row.kernel}" for row in self.rows if row.layout == "dense"]
         masters = [row.layer for row in self.rows if row.master]
         if masters:
             notes.append(f"all weights are trained and stored, dense, until the method settles: {', '.join(masters)}")
-        unpacked = [row.layer for row in self.rows if row.kernel == "reference"]
-        if unpacked:
-            notes.append(f"kernel 'reference' unpacks the weight to dense at every use: {', '.join(unpacked)}")
-        return tuple(notes)
+        for kernel in ("reference", "dense"):
+            unpacked = [row.layer for row in self.rows if row.layout != "dense" and kernel in row.kernel.split()]
+            if unpacked:
+                notes.append(f"kernel {kernel!r} unpacks the weight to dense at every use: {', '.join(unpacked)}")
+        return (*notes, *(f"{row.layer}, {timing}" for row in self.rows for timing in row.timings))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         layouts = {row.layout for row in self.rows if row.layout != "dense"}
@@ -117,12 +128,21 @@ def _sparse_row(layer: SparseLayer) -> Row:
     width = module.values.element_size()
     master = module.master.numel() * width if module.master is not None else 0
     indices = sum(index.numel() * 4 for index in (pattern.rows, pattern.offsets, pattern.cols))
-    stored = master + module.values.numel() * width + indices
+    stored = master + module.values.numel() * width + indices + kept_bytes(pattern)
     size = layer.shape[0] * layer.shape[1]
     return Row(
-        layer.name, module.dense_dims, repr(layer.layout), module.backend, layer.density, pattern.density, pattern.nnz,
-        size * width, stored, module.has_master,
+        layer.name, module.dense_dims, repr(layer.layout), _kernel(module), layer.density, pattern.density, pattern.nnz,
+        size * width, stored, module.has_master, tuple(module.timings.values())[-TIMINGS:],
     )  # fmt: skip
+
+
+def _kernel(module: SparseModule) -> str:
+    if module.kernel != "auto":
+        return module.backend
+    if not module.timings:
+        return f"{module.backend} (auto, not measured)"
+    ways = {timing.dense_wins for timing in module.timings.values()}
+    return " or ".join("dense" if dense else module.backend for dense in sorted(ways)) + " (auto)"
 
 
 def _dense_row(name: str, module: nn.Module, reason: str) -> Row:

@@ -263,7 +263,10 @@ def sparsify(
         seed: of the random topology; the global random state is neither read nor changed.
         loss: for methods that look at data before training.
         batch: the data for it.
-        kernel: ``"reference"``, ``"cpu"``, or None for the fastest there is.
+        kernel: ``"reference"``, ``"cpu"``, or None for the fastest there is.  ``"auto"`` times that one against the dense
+            product (forward and backward, unpacking included) when a layer first sees an input of a shape, and takes the
+            faster from then on; the report shows both times.  Where that is the dense one, the dense weight and its gradient
+            are allocated while it computes.  The choice depends on the machine, so that two runs may differ by rounding.
 
     Returns:
         What holds the topology together; call its ``attach(optimizer)``.

@@ -15,7 +15,6 @@ sampled product (sddmm).  Adding a backend is one module that registers these fo
 
 from __future__ import annotations
 
-import functools
 import importlib
 import warnings
 from collections.abc import Callable
@@ -30,6 +29,7 @@ MODULES = {"reference": "openwork.kernels.reference", "cpu": "openwork.kernels.c
 OPS = ("linear", "linear_backward", "conv2d", "conv2d_backward")
 
 _table: dict[tuple[str, str], Kernel] = {}
+_loaded: dict[str, bool] = {}
 _warned: set[tuple[str, torch.dtype]] = set()
 
 
@@ -68,8 +68,14 @@ def lookup(op: str, backend: str) -> Kernel:
     return _table[op, backend]
 
 
-@functools.cache
 def _loads(backend: str) -> bool:
+    # Not functools.cache: torch.compile looks behind it, and warns.
+    if backend not in _loaded:
+        _loaded[backend] = _imported(backend)
+    return _loaded[backend]
+
+
+def _imported(backend: str) -> bool:
     try:
         importlib.import_module(MODULES[backend])
     except ModuleNotFoundError as missing:
@@ -95,14 +101,17 @@ def choose(device: torch.device | str, dtype: torch.dtype, requested: str | None
     Args:
         device: where the layer's values are.
         dtype: their type.
-        requested: a backend's name, or None (or ``"auto"``) for the fastest that there is.  Where that is only ``reference``,
-            which unpacks every weight to dense, a warning says so once for each device type and dtype.
+        requested: a backend's name, or None for the fastest that there is.  Where that is only ``reference``, which unpacks
+            every weight to dense, a warning says so once for each device type and dtype.  ``"auto"``, by which modules measure
+            that backend against the dense product, means the same here.
 
     Raises:
         ValueError: ``requested`` is unknown, does not load, or does not support this device and dtype.
     """
     device = torch.device(device)
     if requested is not None and requested != "auto":
+        if requested not in (*MODULES, *(backend for _, backend in _table)):
+            raise ValueError(f"kernel={requested!r} must be one of {', '.join(MODULES)}, auto")
         lookup("linear", requested)
         if not supports(requested, device, dtype):
             raise ValueError(f"kernel={requested!r} computes in torch.float32 on the {requested}; got {dtype} on {device.type}")

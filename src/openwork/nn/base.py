@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from openwork.evidence import Collector
 from openwork.kernels import choose
+from openwork.nn.auto import Key, Timing, dense_is_faster
 from openwork.nn.dense_view import DenseView
 from openwork.nn.master import resize, straight_through
+from openwork.nn.unpacking import unpacked
 from openwork.pattern import Pattern, PatternError, same_pattern
 
 _INDEX = ("rows", "offsets", "cols")
@@ -24,7 +26,9 @@ class SparseModule(nn.Module, ABC):
         values: Parameter ``[K, h]``, the active weights; its gradient and optimizer state have the same shape.
         bias: Parameter ``[R]`` or None.
         shape: ``(R, C)`` of the weight as a matrix.
-        kernel: the backend asked for, None for the fastest that there is.
+        kernel: the backend asked for, None for the fastest that there is; ``"auto"`` for whichever of that one and the dense
+            product is measured to be faster (see ``openwork.nn.auto``).
+        timings: what was measured, the newest last; it is no part of the state.
         collector: evidence for a topology update; None unless the layer is armed.
         master: Parameter of the dense weight's shape, for methods that train all weights; ``values`` are then copies of its
             active ones and have no gradient.  None for all other methods; empty once such a method has ended.
@@ -49,6 +53,7 @@ class SparseModule(nn.Module, ABC):
         for name in _INDEX:
             self.register_buffer(name, getattr(pattern, name).to(values.device))
         self.kernel = kernel
+        self.timings: dict[Key, Timing] = {}
         self.collector: Collector | None = None
 
     @property
@@ -58,7 +63,7 @@ class SparseModule(nn.Module, ABC):
 
     @property
     def backend(self) -> str:
-        """The kernel backend that this module computes with where its values are now."""
+        """The kernel backend of sparse products where the values are now."""
         return choose(self.values.device, self.values.dtype, self.kernel)
 
     @property
@@ -101,12 +106,16 @@ class SparseModule(nn.Module, ABC):
         """Shape of the dense weight."""
 
     @abstractmethod
-    def product(self, x: Tensor) -> Tensor:
-        """The sparse product of a checked input, bias included."""
+    def product(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """The sparse product of a checked input, bias included; ``values`` stand where those of the module do."""
 
     @abstractmethod
-    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The dense product of the same input with a dense weight."""
+
+    def unpacked_product(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """The sparse product computed densely: allocates the dense weight, and in backward its gradient, which is gathered."""
+        return self.dense_product(x, unpacked(values, self.pattern).view(self.dense_dims), bias)
 
     @abstractmethod
     def to_dense(self) -> nn.Module:
@@ -157,10 +166,16 @@ class SparseModule(nn.Module, ABC):
     def _computed(self, x: Tensor) -> Tensor:
         """The product; of a master, dense while it has no zeros, and with a gradient for all of it."""
         if self.master is None or not self.has_master:
-            return self.product(x)
+            return self._faster(x)
         if self.values.numel() >= self.master.numel() and self.pattern.nnz == self.master.numel():
-            return self.dense_product(x, self.master)
-        return straight_through(self.product(x), x, self.master, self)
+            return self.dense_product(x, self.master, self.bias)
+        return straight_through(self._faster(x), x, self.master, self)
+
+    def _faster(self, x: Tensor) -> Tensor:
+        """The product of the active values, in the faster way where ``kernel="auto"`` asks for it."""
+        if self.kernel == "auto" and dense_is_faster(self, x):
+            return self.unpacked_product(x, self.active, self.bias)
+        return self.product(x, self.active, self.bias)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,

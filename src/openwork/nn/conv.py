@@ -31,7 +31,7 @@ class SparseConv2d(SparseModule):
         dilation: pixels between neighbouring taps.
         groups: channel groups.  With more than one, the rows of a row group must belong to the same channel group.
         padding_mode: what the padding holds, as in ``nn.Conv2d``.
-        kernel: a backend's name, or None for the fastest.
+        kernel: a backend's name, None for the fastest, or ``"auto"`` to measure that one against the dense product.
 
     Raises:
         PatternError: ``values`` do not fit ``pattern``.
@@ -158,16 +158,16 @@ class SparseConv2d(SparseModule):
             x = F.pad(x, self.extra_padding, mode)
         return self._watched(x)
 
-    def product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of a padded image."""
         pattern = self.pattern
         if self.full_cols is not None:
             pattern = self._among_all_channels(pattern, self.full_cols)
         return ops.conv2d(
             x,
-            self.active,
+            values,
             pattern,
-            self.bias,
+            bias,
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.padding,
@@ -178,9 +178,9 @@ class SparseConv2d(SparseModule):
     def _among_all_channels(self, pattern: Pattern, full_cols: Tensor) -> Pattern:
         return Pattern((self.shape[0], self.shape[1] * self.groups), pattern.rows, pattern.offsets, full_cols)
 
-    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The dense convolution of a padded image."""
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def dense_rows(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
         """Rows of the dense weight gradient, by a dense convolution of these output channels alone."""

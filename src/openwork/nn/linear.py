@@ -18,7 +18,7 @@ class SparseLinear(SparseModule):
         pattern: which weights exist, of shape ``(out_features, in_features)``.
         values: ``[K, h]``, their values.
         bias: ``[out_features]`` or None.
-        kernel: a backend's name, or None for the fastest.
+        kernel: a backend's name, None for the fastest, or ``"auto"`` to measure that one against the dense product.
 
     Raises:
         PatternError: ``values`` do not fit ``pattern``.
@@ -62,13 +62,13 @@ class SparseLinear(SparseModule):
             raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features={self.in_features}")
         return self._watched(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
-    def product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """``[B, C]`` to ``[B, R]``."""
-        return ops.linear(x, self.active, self.pattern, self.bias, self.backend)
+        return ops.linear(x, values, self.pattern, bias, self.backend)
 
-    def dense_product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``x W^T + b``."""
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight, bias)
 
     def dense_rows(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
         """Rows of ``g^T x``."""

@@ -38,7 +38,8 @@ class Settings:
         budget: how the sparsity is shared among layers.
         exclude: names or globs of modules that stay dense.
         force: names or globs of modules that are made sparse although the rules would leave them dense.
-        kernel: backend of the sparse layers; null chooses.
+        kernel: backend of the sparse layers; null chooses the fastest, ``auto`` measures that one against the dense product,
+            layer by layer, and takes the faster. With ``auto`` a run cannot be repeated or resumed bit for bit.
         epochs: passes over the training images.
         batch_size: samples per step.
         data_efficiency: leave out easy examples after some epochs, such as ``{start: 70, threshold: 0}``; null trains on all.
