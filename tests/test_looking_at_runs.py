@@ -5,17 +5,16 @@ import itertools
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from interrupting import kill_after
 from torch import nn
 
 from openwork.cli import main
-from openwork.train.classifier import Classifier
 from openwork.train.facts import Facts
 from openwork.train.page.colours import looks
 from openwork.train.runs import read_run, read_runs, twin_of
@@ -52,19 +51,6 @@ SMALL = [
 def train(folder, *arguments, code=0):
     assert main(["train", *SMALL, "--run_dir", str(folder), *arguments]) == code
     return folder
-
-
-def kill_after(monkeypatch, steps):
-    plain = Classifier.training_step
-    done = []
-
-    def training_step(self, batch, batch_idx):
-        done.append(1)
-        if len(done) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return plain(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", training_step)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from interrupting import kill_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -54,20 +55,6 @@ def run(folder, *arguments):
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def kill_after(monkeypatch, steps):
-    """A SIGTERM during the forward pass of training step ``steps``, counted over this process's run."""
-    plain = Classifier.training_step
-    done = []
-
-    def training_step(self, batch, batch_idx):
-        done.append(1)
-        if len(done) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return plain(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", training_step)
 
 
 @pytest.fixture(scope="module")

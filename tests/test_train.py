@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from interrupting import kill_after
 from torch import nn
 
 import openwork as ow
@@ -67,20 +68,6 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
-
-
-def kill_after(monkeypatch, steps):
-    """A SIGTERM during the forward pass of training step ``steps``, counted over the whole run."""
-    plain = Classifier.training_step
-    done = []
-
-    def training_step(self, batch, batch_idx):
-        done.append(1)
-        if len(done) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return plain(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", training_step)
 
 
 def test_a_run_leaves_everything_behind_and_compares(tmp_path, capsys):
