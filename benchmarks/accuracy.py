@@ -250,7 +250,8 @@ def plot(epochs: list[dict[str, str]], topology: list[dict[str, str]], titles: d
         column[0].set_title(f"sparsity {sparsity}")
         column[0].set_ylabel("test accuracy, %")
         column[1].set_ylabel("evicted share of a layer's |w|, %")
-        column[0].legend(fontsize="small")
+        # Below: curves of many runs leave no room among them.
+        column[0].legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     save(figure, path)
 
 
