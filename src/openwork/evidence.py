@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openwork.pattern import Pattern
+from openwork.pattern import Pattern, row_chunks
 from openwork.scores import Evidence
 
 
@@ -107,11 +107,8 @@ class Collector:
         """
         if not self.passes:
             raise RuntimeError("the dense gradient was not collected: the method has to name it in `needs`")
-        height = rows.shape[1]
-        step = max(1, budget // (height * self.products.shape[1] * self.passes[0][0].element_size()))
-        for first in range(0, rows.shape[0], step):
-            ids = rows[first : first + step].reshape(-1).long().clamp(min=0)
+        for first, ids in row_chunks(rows, self.products.shape[1] * self.passes[0][0].element_size(), budget):
             total = self.products.dense_rows(*self.passes[0], ids)
             for x, g in self.passes[1:]:
                 total += self.products.dense_rows(x, g, ids)
-            yield first, total.abs_().view(-1, height, total.shape[1])
+            yield first, total.abs_().view(-1, rows.shape[1], total.shape[1])

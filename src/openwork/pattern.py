@@ -7,6 +7,7 @@ height ``h``, each group has its own list of columns, and every (row of the grou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -176,6 +177,22 @@ def consecutive_rows(n_rows: int, height: int) -> Tensor:
     groups = max(1, -(-n_rows // height))
     ids = torch.arange(groups * height, dtype=torch.int32)
     return ids.masked_fill_(ids >= n_rows, -1).view(groups, height)
+
+
+def row_chunks(rows: Tensor, row_bytes: int, budget: int) -> Iterator[tuple[int, Tensor]]:
+    """Row groups some at a time, so that their dense rows take at most ``budget`` bytes (one group at the least).
+
+    Args:
+        rows: int32 ``[G, h]``, -1 for padding.
+        row_bytes: of a dense row.
+        budget: bytes.
+
+    Yields:
+        (first row group, int64 row ids of these groups one after the other); a padded row stands as row 0.
+    """
+    step = max(1, budget // (rows.shape[1] * row_bytes))
+    for first in range(0, rows.shape[0], step):
+        yield first, rows[first : first + step].reshape(-1).long().clamp(min=0)
 
 
 def carry(old: Pattern, new: Pattern) -> tuple[Tensor, Tensor]:

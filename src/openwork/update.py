@@ -15,7 +15,7 @@ from openwork.layouts.base import TOPOLOGY_BUDGET
 from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
 from openwork.nn.master import resize
-from openwork.pattern import Pattern, carried, carry, consecutive_rows, same_pattern
+from openwork.pattern import Pattern, carried, carry, consecutive_rows, row_chunks, same_pattern
 from openwork.scores import Proposal, Scores, ascending, lowest, member
 
 
@@ -176,35 +176,33 @@ class SparseLayer:
         Raises:
             LayoutError: the layout cannot be had at this density.
         """
-        stage = Stage(self.layout, self.module.dense_dims, density)
         self.module.master = weight
-        self._take(stage, density)
+        self._take(density)
 
     def select(self, density: float) -> Change:
         """Compute with the largest of all weights at ``density``."""
         old = self.now
-        self._take(Stage(self.layout, self.module.dense_dims, density), density)
+        self._take(density)
         survivors = len(carry(old, self.now)[0])
         return Change(old.nnz - survivors, self.now.nnz - survivors, 0, 0.0)
 
-    def _take(self, stage: Stage, density: float) -> None:
+    def _take(self, density: float) -> None:
         master = self.module.master
         assert master is not None
+        stage = Stage(self.layout, self.module.dense_dims, density)
         weight = master.detach().reshape(self.shape)
         new = stage.select(self.now, self._chunks(weight)).to(weight.device)
-        if not same_pattern(new, self.module.pattern):
+        if same_pattern(new, self.module.pattern):
+            self.module.gather()
+        else:
             self.module.replace(new, new.pack(weight))
-        self.module.gather()
         self.count, self.selected = stage.count, density
 
     def _chunks(self, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
         """``|weight|`` by row groups, as layouts take it."""
         rows = self.layout.ground(self.now)
-        height = rows.shape[1]
-        step = max(1, TOPOLOGY_BUDGET // 48 // (height * self.shape[1] * weight.element_size()))
-        for first in range(0, len(rows), step):
-            ids = rows[first : first + step].reshape(-1).long().clamp(min=0).to(weight.device)
-            yield first, weight[ids].abs().view(-1, height, self.shape[1]).cpu()
+        for first, ids in row_chunks(rows, self.shape[1] * weight.element_size(), TOPOLOGY_BUDGET // 48):
+            yield first, weight[ids.to(weight.device)].abs().view(-1, rows.shape[1], self.shape[1]).cpu()
 
     def settle(self, optimizer: torch.optim.Optimizer) -> None:
         """Train only the active weights from now on; their optimizer state is kept, that of all others is let go."""

@@ -153,11 +153,15 @@ class AtomLayout(Layout):
     @final
     def best(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]], count: int) -> Pattern:
         """Every class takes its best."""
-        none = torch.empty(0, dtype=torch.int64)
-        found = self.best_inactive(now, none, chunks, count)
+        return self.build(now.shape, self._fill(now.shape, count, self.ranking(now, chunks, count)), now.rows)
+
+    @final
+    def ranking(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]], n: int) -> np.ndarray:
+        """Ids of the ``n`` best of every class, active or not, best first and the lower where two are equal."""
+        found = self.best_inactive(now, torch.empty(0, dtype=torch.int64), chunks, n)
         ids = _ids(found)
-        ranked = ids[np.lexsort((ids, -found.value.numpy()))]
-        return self.build(now.shape, self._fill(now.shape, count, ranked), now.rows)
+        ranked: np.ndarray = ids[np.lexsort((ids, -found.value.numpy()))]
+        return ranked
 
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:

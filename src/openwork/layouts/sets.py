@@ -46,9 +46,10 @@ class SetLayout(OneDensity, AtomLayout):
         keep: int64 ``[sets]``, how many weights a set keeps.
     """
 
+    _rule: SetRule
+
     def __init__(self, rule: SetRule, density: float, axis: Axis, taps: int, member_of: np.ndarray, keep: np.ndarray) -> None:
         super().__init__(rule, density)
-        self._sets = rule
         self._axis, self._taps = axis, taps
         self._member_of, self._keep = member_of, keep
 
@@ -58,7 +59,7 @@ class SetLayout(OneDensity, AtomLayout):
 
     def rungs(self, dims: Dims) -> Sequence[Layout]:
         """Those of the rule."""
-        return self._sets.rungs(dims)
+        return self._rule.rungs(dims)
 
     def room(self, shape: tuple[int, int]) -> np.ndarray:
         """What every set keeps."""

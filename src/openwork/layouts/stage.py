@@ -62,10 +62,7 @@ class Stage:
         if self._high is None:
             return self._low.best(now, chunks, self.count)
         assert isinstance(self._low, AtomLayout)
-        found = self._low.best_inactive(now, torch.empty(0, dtype=torch.int64), chunks, self.count)
-        assert found.ids is not None
-        ids = found.ids.numpy()
-        ranked = ids[np.lexsort((ids, -found.value.numpy()))]
+        ranked = self._low.ranking(now, chunks, self.count)
         certain = first_of_classes(self._high.classes(now.shape, ranked), self._high.room(now.shape))
         others = np.delete(ranked, certain)[: self.count - len(certain)]
         return self._low.build(now.shape, np.concatenate([ranked[certain], others]), now.rows)
