@@ -5,7 +5,7 @@
 #include <omp.h>
 
 #include "../scratch.hpp"
-#include "slab.hpp"
+#include "lines.hpp"
 #include "tiles.hpp"
 
 namespace openwork {
@@ -27,9 +27,10 @@ struct Plan {
     SlabShape in, out;
 };
 
-Plan plan(const Stored& m, const Image& image, int threads) {
+// The lanes of blocked activations are given: they have 16.
+Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked, int threads) {
     Plan p;
-    p.lanes = batch_lanes(image.batch, threads);
+    p.lanes = blocked ? kBatchLanes : batch_lanes(image.batch, threads);
     p.panels = (image.batch + p.lanes - 1) / p.lanes;
     p.out_height = image.out_height();
     const int64_t out_width = image.out_width(), strip = up(out_width * p.lanes, kBatchLanes);
@@ -37,8 +38,8 @@ Plan plan(const Stored& m, const Image& image, int threads) {
     const int64_t padded = image.width + 2 * image.pad_w;
     const int64_t reach = strip / p.lanes + (image.span_w() - 1) / image.stride_w;
     p.in = {p.lanes, image.batch, m.n_columns / image.taps(), image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
-            most((padded + image.stride_w - 1) / image.stride_w, reach)};
-    p.out = {p.lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / p.lanes};
+            most((padded + image.stride_w - 1) / image.stride_w, reach), plain_in};
+    p.out = {p.lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / p.lanes, plain_out};
     return p;
 }
 
@@ -63,8 +64,9 @@ struct Forward {
     const Lowered* a;
     const Image* image;
     Slab in, out;
-    const float *x, *bias;
-    float* y;
+    const Activation& x;
+    const float* bias;
+    const Result& y;
     int64_t vectors, out_height, out_lines;
 };
 
@@ -80,22 +82,22 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
             window.slide(f.in, first, last);
             if (window.filled < last) {
                 const int64_t fill = least(least(end, window.base + window.capacity), most(last, window.filled + f.in.grain));
-                pack_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
+                read_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
                 window.filled = fill;
             }
             float* to_line = out + i * f.out.line;
             product<Gather>(*f.a, 0, f.a->groups, window.line(f.in, first), to_line, f.vectors, 1);
             fill_missing(*f.a, f.bias, to_line, f.out.channel, f.vectors);
         }
-        unpack_lines(f.out, out, panel, h - flush, h, f.y);
+        write_lines(f.out, out, panel, h - flush, h, f.y);
     }
 }
 
 }  // namespace
 
-Failure conv_forward(const Stored& m, const Image& image, const float* x, const float* bias, float* y, int threads) {
+Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plan p = plan(m, image, threads);
+    const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr, threads);
     const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
     const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
     Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + threads * floats * 4 + 1024);
@@ -128,8 +130,8 @@ struct Backward {
     const Lowered* a;
     const Image* image;
     Slab in, out;
-    const float *g, *x;
-    float* dx;
+    const Activation &g, &x;
+    const Result& dx;
     int64_t vectors, out_height, block, dot_lines;
 };
 
@@ -139,17 +141,17 @@ void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float
     const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
     for (int64_t h = 0; h < b.out_height; h += b.block) {
         const int64_t count = least(b.block, b.out_height - h), first = h * stride, last = first + (count - 1) * stride + span;
-        pack_lines(b.out, b.g, panel, h, h + count, g);
+        read_lines(b.out, b.g, panel, h, h + count, g);
         if (dw != nullptr) {
             x.slide(b.in, first, last);
-            if (x.filled < last) pack_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
+            if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
             x.filled = most(x.filled, last);
             for (int64_t i = 0; i < count; i += b.dot_lines) {
                 const Places places{least(b.dot_lines, count - i), stride * b.in.line, b.out.line, b.vectors};
                 dots(*b.a, 0, b.a->groups, x.line(b.in, first + i * stride), g + i * b.out.line, places, dw);
             }
         }
-        if (b.dx == nullptr) continue;
+        if (!b.dx.given()) continue;
         dx.slide(b.in, first, last);
         zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
         dx.filled = last;
@@ -159,26 +161,27 @@ void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float
         // The lines before the next block's first one are complete.
         const bool end = h + count == b.out_height;
         const int64_t done = end ? last : least(last, first + count * stride);
-        unpack_lines(b.in, dx.line(b.in, first), panel, first, done, b.dx);
+        write_lines(b.in, dx.line(b.in, first), panel, first, done, b.dx);
         for (int64_t l = done; l < (end ? all : least(all, first + count * stride)); ++l) {
             zero_lines(b.in, dx.lines, 1);
             dx.base = dx.filled = l;
-            unpack_lines(b.in, dx.lines, panel, l, l + 1, b.dx);
+            write_lines(b.in, dx.lines, panel, l, l + 1, b.dx);
         }
     }
 }
 
 }  // namespace
 
-Failure conv_backward(const Stored& m, const Image& image, const float* g, const float* x, float* dx, float* dw, int threads) {
+Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
     const int64_t weights = m.stored * m.height;
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
     if (image.batch == 0) return nullptr;
-    const Plan p = plan(m, image, threads);
+    const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
+    const Plan p = plan(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked, threads);
     const int64_t dot_lines = most<int64_t>(1, kDotFloats / (p.vectors * kLanes));
     const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out));
     const int64_t lines = window_lines(image, p.in, block);
-    const int64_t windows = (dx ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
+    const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
     const int64_t floats = windows * lines * slab_line(p.in) + block * slab_line(p.out);
     Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 +
                     threads * (floats + private_dw) * 4 + 1024);

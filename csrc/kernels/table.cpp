@@ -1,3 +1,4 @@
+#include "blocked.hpp"
 #include "conv.hpp"
 #include "grouping.hpp"
 #include "linear.hpp"
@@ -10,7 +11,8 @@ namespace OPENWORK_ISA_NAMESPACE {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward, common_columns, merges,
+    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward,
+    convert, line_moments, gradient_sums, common_columns, merges,
 };
 
 }  // namespace OPENWORK_ISA_NAMESPACE

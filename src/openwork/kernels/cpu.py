@@ -32,7 +32,7 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> 
     """``x W^T + bias``, panel by panel of the batch."""
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     y = x.new_empty(x.shape[0], pattern.shape[0])
-    native.linear_forward(x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_stored(pattern, values), _threads())
+    native.linear_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], *stored(pattern, values), threads())
     return y
 
 
@@ -50,11 +50,11 @@ def linear_backward(
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     scattered = dx
     if values is not None and dx is not None and pattern.height == 1:
-        native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *_turned(pattern, values, 1), _threads())
+        native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *turned(pattern, values, 1), threads())
         scattered = None
     if scattered is not None or dvalues is not None:
         native.linear_backward(
-            g.data_ptr(), _address(x), _address(scattered), _address(dvalues), g.shape[0], *_stored(pattern, values), _threads()
+            g.data_ptr(), address(x), address(scattered), address(dvalues), g.shape[0], *stored(pattern, values), threads()
         )
     return dx, dvalues
 
@@ -66,7 +66,7 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
     native.conv_forward(
-        x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_geometry(size, window), *_stored(pattern, values), _threads()
+        nchw(x), (y.data_ptr(), 0, 0), address(bias), x.shape[0], *geometry(size, window), *stored(pattern, values), threads()
     )
     return y
 
@@ -85,15 +85,15 @@ def conv2d_backward(
     dx = None if values is None else g.new_empty(batch, pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     scattered = dx
-    if values is not None and dx is not None and pattern.height == 1 and window.stride == (1, 1):
-        flipped = _geometry((g.shape[2], g.shape[3]), _flipped(window))
-        turned = _turned(pattern, values, window.taps)
-        native.conv_forward(g.data_ptr(), dx.data_ptr(), 0, batch, *flipped, *turned, _threads())
+    if values is not None and dx is not None and gathers(pattern, window):
+        flipped = geometry((g.shape[2], g.shape[3]), mirrored(window))
+        turned_weight = turned(pattern, values, window.taps)
+        native.conv_forward(nchw(g), (dx.data_ptr(), 0, 0), 0, batch, *flipped, *turned_weight, threads())
         scattered = None
     if scattered is not None or dvalues is not None:
         native.conv_backward(
-            g.data_ptr(), _address(x), _address(scattered), _address(dvalues), batch,
-            *_geometry(input_size, window), *_stored(pattern, values), _threads(),
+            nchw(g), nchw(x), (address(scattered), 0, 0), address(dvalues), batch,
+            *geometry(input_size, window), *stored(pattern, values), threads(),
         )  # fmt: skip
     return dx, dvalues
 
@@ -108,7 +108,8 @@ def release_scratch() -> None:
     native.release_scratch()
 
 
-def _threads() -> int:
+def threads() -> int:
+    """How many compute."""
     return torch.get_num_threads()
 
 
@@ -122,7 +123,13 @@ def _plain_or_none(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else _plain(tensor)
 
 
-def _address(tensor: Tensor | None) -> int:
+def nchw(tensor: Tensor | None) -> tuple[int, ...]:
+    """A plain image batch as the native convolutions take activations."""
+    return (address(tensor), *(0,) * 10)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where it lies; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -135,15 +142,16 @@ def _check_index(pattern: Pattern) -> None:
         raise ValueError(f"the pattern has {offsets.shape[0]} offsets; its {rows.shape[0]} groups need {rows.shape[0] + 1}")
 
 
-def _stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
+def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
+    """A sparse matrix as the native module takes it."""
     _check_index(pattern)
     return (
-        _address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
+        address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
         *pattern.shape, *pattern.rows.shape, pattern.cols.shape[0],
     )  # fmt: skip
 
 
-def _turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
+def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
     """The transposed weight of a pattern of height 1, its values taken through ``order``."""
     offsets, cols, order = _transposition(pattern, taps)
     inputs = pattern.shape[1] // taps
@@ -162,17 +170,23 @@ def _transposition(pattern: Pattern, taps: int) -> _Index:
     _check_index(pattern)
     offsets = torch.empty(pattern.shape[1] // taps + 1, dtype=torch.int32)
     cols, order = torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
-    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *_stored(pattern, None))
+    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *stored(pattern, None))
     with _transposed_lock:
         _transposed[pattern.cols] = (key, (offsets, cols, order))
     return offsets, cols, order
 
 
-def _geometry(size: Pair, window: Window) -> tuple[int, ...]:
+def geometry(size: Pair, window: Window) -> tuple[int, ...]:
+    """A convolution over images of ``size`` as the native module takes it."""
     return (*size, *window.kernel_size, *window.stride, *window.padding, *window.dilation)
 
 
-def _flipped(window: Window) -> Window:
+def gathers(pattern: Pattern, window: Window) -> bool:
+    """Whether the input gradient is a forward convolution of the transposed structure."""
+    return pattern.height == 1 and window.stride == (1, 1)
+
+
+def mirrored(window: Window) -> Window:
     """The window that carries an output's gradient back to the input, for stride 1; its padding can be negative."""
     pads = tuple(d * (k - 1) - p for d, k, p in zip(window.dilation, window.kernel_size, window.padding, strict=True))
     return Window(window.kernel_size, (1, 1), (pads[0], pads[1]), window.dilation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal, cast
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from openwork import resident
 from openwork.kernels import ops
+from openwork.kernels.window import Window
 from openwork.nn.base import SparseModule, check_shape, random_signs
 from openwork.pattern import Pattern
 
@@ -62,6 +65,7 @@ class SparseConv2d(SparseModule):
         self.out_channels, self.in_channels = self.shape[0], self.shape[1] // taps * groups
         self.kernel_size, self.stride, self.dilation, self.groups = kernel_size, stride, dilation, groups
         self.padding_mode = padding_mode
+        self.conversions: Counter[str] = Counter()
         (top, bottom), (left, right) = (side if isinstance(side, tuple) else (side, side) for side in padding)
         even = top == bottom and left == right and padding_mode == "zeros"
         self.padding = (top, left) if even else (0, 0)
@@ -163,6 +167,9 @@ class SparseConv2d(SparseModule):
         pattern = self.pattern
         if self.full_cols is not None:
             pattern = self._among_all_channels(pattern, self.full_cols)
+        if resident.takes(x, self.backend):
+            window = Window(self.kernel_size, self.stride, self.padding, self.dilation)
+            return resident.conv2d(x, values, pattern, bias, window, self.conversions)
         return ops.conv2d(
             x,
             values,

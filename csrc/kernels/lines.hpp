@@ -1,0 +1,165 @@
+// Lines of blocked activations [panel][line][channel][pixel][16]: to and from the slabs of convolutions, and their moments.
+#pragma once
+
+#include "lazy.hpp"
+#include "slab.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+OW_INLINE int64_t blocked_line(const Slab& s) { return s.channels * s.width * kBatchLanes; }
+OW_INLINE int64_t blocked_lanes(int64_t batch, int64_t panel) { return least(kBatchLanes, batch - panel * kBatchLanes); }
+
+// A blocked tensor seen as the slab of an image without padding.
+OW_INLINE int64_t unpadded_table_bytes(const Shape& shape, int64_t grain) { return up(grain * shape.width * 4, 64); }
+OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) {
+    const int64_t channel = shape.width * kBatchLanes, line = shape.channels * channel;
+    int32_t* at = memory.take<int32_t>(grain * shape.width);
+    for (int64_t i = 0; i < grain; ++i) {
+        for (int64_t w = 0; w < shape.width; ++w) at[i * shape.width + w] = static_cast<int32_t>(i * line + w * kBatchLanes);
+    }
+    return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false};
+}
+
+struct FillLine {
+    const Slab& s;
+    int64_t offset;
+    float* to;
+
+    template <typename R>
+    void run(const Lazy& z) const {
+        const int64_t strip = s.width * kBatchLanes;
+        for (int64_t c = 0; c < s.channels; ++c) {
+            const R read(z, c, offset + c * strip);
+            float* channel = to + c * s.channel;
+            for (int64_t w = 0; w < s.width; ++w) {
+                if (s.cropped && s.at[w] < 0) continue;
+                OW_UNROLL
+                for (int64_t l = 0; l < kBatchLanes; l += kLanes) store(channel + s.at[w] + l, read(w * kBatchLanes + l));
+            }
+        }
+    }
+};
+
+// Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
+[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
+    const int64_t lanes = blocked_lanes(s.images, panel);
+    for (int64_t l = from; l < to; ++l) {
+        float* base = lines + (l - from) * s.line;
+        const int64_t h = l - s.pad_top;
+        if (h < 0 || h >= s.height) {
+            zero_lines(s, base, 1);
+            continue;
+        }
+        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
+        for (int64_t c = 0; c < s.channels; ++c) {
+            for (int64_t q = 0; q < s.n_holes; ++q) {
+                for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
+            }
+            for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
+                for (int64_t i = lanes; s.at[w] >= 0 && i < kBatchLanes; ++i) base[c * s.channel + s.at[w] + i] = 0.0f;
+            }
+        }
+    }
+}
+
+// Which lanes of each vector of a pixel belong to the batch: 1 where they do, else 0.
+struct Valid {
+    Vec in[kBatchLanes / kLanes];
+    explicit Valid(int64_t lanes) {
+        float flags[kBatchLanes];
+        for (int64_t l = 0; l < kBatchLanes; ++l) flags[l] = l < lanes ? 1.0f : 0.0f;
+        for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) in[l] = load(flags + l * kLanes);
+    }
+    template <bool Ragged>
+    Vec only(Vec v, int64_t l) const {
+        if constexpr (Ragged) return open(in[l], v);
+        return v;
+    }
+};
+
+// Mean and sum of squared distances from it, of every channel of a line whose pixels lie at `at`.
+template <bool Ragged>
+OW_INLINE void moments_of(const float* line, int64_t channel, const int32_t* at, int64_t width, int64_t channels, int64_t lanes,
+                          float* moments) {
+    const Valid valid(lanes);
+    const float count = static_cast<float>(width * lanes);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        Vec acc[kLanes];
+        const int64_t n = least<int64_t>(kLanes, channels - c);
+        for (int64_t j = 0; j < kLanes; ++j) {
+            const float* from = line + (c + least(j, n - 1)) * channel;
+            acc[j] = Vec{};
+            for (int64_t w = 0; w < width; ++w) {
+                OW_UNROLL
+                for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) acc[j] += valid.template only<Ragged>(load(from + at[w] + l * kLanes), l);
+            }
+        }
+        float mean[kLanes], spread[kLanes];
+        store(mean, sums(acc) / broadcast(count));
+        for (int64_t j = 0; j < kLanes; ++j) {
+            const float* from = line + (c + least(j, n - 1)) * channel;
+            const Vec middle = broadcast(mean[j]);
+            acc[j] = Vec{};
+            for (int64_t w = 0; w < width; ++w) {
+                OW_UNROLL
+                for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) {
+                    const Vec d = valid.template only<Ragged>(load(from + at[w] + l * kLanes) - middle, l);
+                    acc[j] += d * d;
+                }
+            }
+        }
+        store(spread, sums(acc));
+        for (int64_t j = 0; j < n; ++j) {
+            moments[2 * (c + j)] = mean[j];
+            moments[2 * (c + j) + 1] = spread[j];
+        }
+    }
+}
+
+[[maybe_unused]] static void line_moments_of(const Slab& s, const float* line, int64_t panel, int64_t h, float* moments) {
+    const int64_t lanes = blocked_lanes(s.images, panel);
+    float* to = moments + (panel * s.height + h) * s.channels * 2;
+    if (lanes == kBatchLanes) return moments_of<false>(line, s.channel, s.at, s.width, s.channels, lanes, to);
+    moments_of<true>(line, s.channel, s.at, s.width, s.channels, lanes, to);
+}
+
+// The pixels of padded lines [from, to) of a slab to a blocked tensor, and their moments.
+[[maybe_unused]] static void drain_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
+    const int64_t strip = s.width * kBatchLanes, panels = (s.images + kBatchLanes - 1) / kBatchLanes;
+    const bool past_caches = panels * s.height * blocked_line(s) >= kStreamed && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
+    for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
+        const float* line = lines + (l - from) * s.line;
+        const int64_t h = l - s.pad_top;
+        if (y.moments != nullptr) line_moments_of(s, line, panel, h, y.moments);
+        float* out = y.blocked + (panel * s.height + h) * blocked_line(s);
+        for (int64_t c = 0; c < s.channels; ++c) {
+            for (int64_t w = 0; w < s.width; ++w) {
+                OW_UNROLL
+                for (int64_t i = 0; i < kBatchLanes; i += kLanes) {
+                    const Vec v = s.cropped && s.at[w] < 0 ? Vec{} : load(line + c * s.channel + s.at[w] + i);
+                    float* place = out + c * strip + w * kBatchLanes + i;
+                    if (past_caches) {
+                        stream(place, v);
+                    } else {
+                        store(place, v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Either layout.
+OW_INLINE void read_lines(const Slab& s, const Activation& x, int64_t panel, int64_t from, int64_t to, float* lines) {
+    if (x.plain != nullptr) return pack_lines(s, x.plain, panel, from, to, lines);
+    fill_lines(s, x.lazy, panel, from, to, lines);
+}
+
+OW_INLINE void write_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
+    if (y.plain != nullptr) return unpack_lines(s, lines, panel, from, to, y.plain);
+    drain_lines(s, lines, panel, from, to, y);
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
