@@ -16,7 +16,7 @@ from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
 from openwork.nn.master import resize
 from openwork.pattern import Pattern, carried, carry, consecutive_rows, row_chunks, same_pattern
-from openwork.scores import Proposal, Scores, ascending, lowest, member
+from openwork.scores import Proposal, Scores, lowest, member
 
 
 class Change(NamedTuple):
@@ -138,9 +138,7 @@ class SparseLayer:
     def gradients_at(self, positions: Tensor) -> Scores:
         """Exact gradients of the inactive atoms at ``positions``, on a temporary pattern of these alone."""
         assert self.module.collector is not None
-        ids = self.layout.touched(self.now, positions.numpy())
-        ids = ids[~member(ids, ascending(self.layout.atoms(self.now).numpy()))]
-        pattern = self.layout.only(self.now, ids)
+        pattern = self.layout.only(self.now, self.layout.inactive_at(self.now, positions.numpy()))
         gradient = self.module.collector.gradient_at(pattern.to(self.module.values.device)).abs().cpu()
         return Scores(self.layout.pool(pattern, gradient), self.layout.atoms(pattern))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, matrix
 from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
-from openwork.scores import Proposal, Scores, ascending, descending, highest, lowest, member
+from openwork.scores import Proposal, Scores, absent, ascending, descending, highest, lowest, member, without
 
 _Order = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
@@ -97,11 +97,11 @@ class AtomLayout(Layout):
         """All atoms of the layer's matrix."""
         return self.total_atoms(now.shape)
 
-    @final
-    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+    def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
         """Atoms by position."""
         distinct, times = np.unique(flat, return_counts=True)
-        return self.gather(now, Weights(distinct, times.astype(np.float64)))[0]
+        ids = self.gather(now, Weights(distinct, times.astype(np.float64)))[0]
+        return absent(ids, ascending(self.atoms(now).numpy()))
 
     @final
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
@@ -179,13 +179,10 @@ class AtomLayout(Layout):
             if len(keep) != len(active):
                 raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
             gone = lowest(keep, proposal.n_drop)
-        stay = np.ones(len(active), dtype=bool)
-        stay[gone] = False
-        stays = np.flatnonzero(stay)
-        kept = best(active[stays], keep[stays], 0)
+        kept = best(without(active, gone), without(keep, gone), 0)
         if proposal.refit is None:
             fresh = self._fresh(now, proposal.grow, active, kept, best)
-        gone = gone[~member(active[gone], np.sort(fresh))]
+        gone = gone[~member(active[gone], ascending(fresh))]
         return np.concatenate([kept, fresh, best(active[gone], keep[gone], len(kept) + len(fresh))])
 
     def _order(self, shape: tuple[int, int], count: int) -> _Order:
@@ -237,8 +234,12 @@ class AtomLayout(Layout):
         """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
         limits = self.limits(shape, count)
         ranked = self._without_rivals(ranked)
-        chosen = ranked[first_of_classes(self.classes(shape, ranked), limits)]
-        missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
+        if len(limits) == 1:
+            chosen = ranked[: int(limits[0])]
+            missing = limits - len(chosen)
+        else:
+            chosen = ranked[first_of_classes(self.classes(shape, ranked), limits)]
+            missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
         if missing.any():
             # With one class the lowest free ids lie among the first few; with more, all have to be looked at.
             span = self.total_atoms(shape) if len(limits) > 1 else len(chosen) + int(missing[0])

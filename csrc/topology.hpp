@@ -1,0 +1,38 @@
+// Passes over the ids and scores of a topology update.  The results are those of openwork/scores.py, openwork/pattern.py and
+// the layouts, bit for bit.
+#pragma once
+
+#include "api.hpp"
+
+namespace openwork {
+
+// Ids are int64 of any value in any order.  A table of bits, one for each number from the least to the greatest, says which are
+// there; `span` is the longest such table.
+
+// out[n + 1]: the distinct ids[n] that are not among others[m], ascending; how many, or -1 where the table would be too long.
+int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out);
+
+// found[n]: whether each of ids[n] is among others[m]; false where the table would be too long.
+bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found);
+
+// out[n - m]: items of `width` bytes without those at the strictly ascending indices at[m], m <= n.
+Failure without(const char* items, int64_t width, int64_t n, const int64_t* at, int64_t m, char* out);
+
+// offsets[groups + 1], columns[n]: of ids group * width + column, which ascend.
+Failure split(const int64_t* ids, int64_t n, int64_t groups, int64_t width, int32_t* offsets, int32_t* columns);
+
+// The columns of a pattern, group by group.
+struct Index {
+    const int32_t* offsets;  // [groups + 1]
+    const int32_t* columns;  // [stored]
+    int64_t groups, stored;
+};
+
+// ids[stored]: group * width + column, as they are stored.
+Failure join(const Index&, int64_t width, int64_t* ids);
+
+// source, target: where each column that both hold is stored in either, as they are stored in `after`; both have room for the
+// lesser number of stored columns and one more.  `count` is -1 where the columns of a group of `after` do not ascend strictly.
+Failure carry(const Index& before, const Index& after, int64_t width, int64_t* source, int64_t* target, int64_t& count);
+
+}  // namespace openwork
