@@ -68,6 +68,13 @@ Failure check(const Index& index) {
     return nullptr;
 }
 
+// Whether the ids ascend strictly and all lie in 0 .. limit - 1.
+bool ascend_below(const int64_t* ids, int64_t n, int64_t limit) {
+    bool falls = n > 0 && (ids[0] < 0 || ids[n - 1] >= limit);
+    for (int64_t i = 1; i < n; ++i) falls |= ids[i] <= ids[i - 1];
+    return !falls;
+}
+
 }  // namespace
 
 int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out) {
@@ -120,6 +127,41 @@ Failure join(const Index& index, int64_t width, int64_t* ids) {
     for (int64_t g = 0; g < index.groups; ++g) {
         for (int64_t k = index.offsets[g]; k < index.offsets[g + 1]; ++k) ids[k] = g * width + index.columns[k];
     }
+    return nullptr;
+}
+
+Failure exchange(const Index& before, int64_t width, const int64_t* gone, int64_t n_gone, const int64_t* fresh, int64_t n_fresh,
+                 int32_t* offsets, int32_t* columns, bool& in_order) {
+    if (Failure wrong = check(before)) return wrong;
+    in_order = ascend_below(gone, n_gone, before.stored) && ascend_below(fresh, n_fresh, before.groups * width);
+    if (!in_order) return nullptr;
+    int64_t next_gone = 0, next = 0, count = 0;
+    bool wrong = false;
+    offsets[0] = 0;
+    for (int64_t g = 0; g < before.groups; ++g) {
+        const int64_t start = g * width;
+        int64_t last = -1, coming = next < n_fresh ? fresh[next] - start : width;
+        for (int64_t k = before.offsets[g]; k < before.offsets[g + 1]; ++k) {
+            const int64_t column = before.columns[k];
+            wrong |= column <= last || column >= width;
+            last = column;
+            while (coming < std::min(column, width)) {
+                columns[count++] = static_cast<int32_t>(coming);
+                coming = ++next < n_fresh ? fresh[next] - start : width;
+            }
+            const bool goes = next_gone < n_gone && gone[next_gone] == k;
+            wrong |= coming == column && !goes;
+            columns[count] = static_cast<int32_t>(column);
+            count += !goes;
+            next_gone += goes;
+        }
+        while (coming < width) {
+            columns[count++] = static_cast<int32_t>(coming);
+            coming = ++next < n_fresh ? fresh[next] - start : width;
+        }
+        offsets[g + 1] = static_cast<int32_t>(count);
+    }
+    in_order = !wrong;
     return nullptr;
 }
 

@@ -31,6 +31,12 @@ struct Index {
 // ids[stored]: group * width + column, as they are stored.
 Failure join(const Index&, int64_t width, int64_t* ids);
 
+// The pattern of all columns but those stored at the indices gone[n_gone], and of fresh[n_fresh], ids as in `join`: new offsets
+// [groups + 1] and columns [stored - n_gone + n_fresh + 1].  False where that would not be in order: where indices, ids or the
+// columns of a group do not ascend strictly or lie outside, or what is fresh stands among what stays.
+Failure exchange(const Index& before, int64_t width, const int64_t* gone, int64_t n_gone, const int64_t* fresh, int64_t n_fresh,
+                 int32_t* offsets, int32_t* columns, bool& in_order);
+
 // source, target: where each column that both hold is stored in either, as they are stored in `after`; both have room for the
 // lesser number of stored columns and one more.  `count` is -1 where the columns of a group of `after` do not ascend strictly.
 Failure carry(const Index& before, const Index& after, int64_t width, int64_t* source, int64_t* target, int64_t& count);

@@ -96,6 +96,31 @@ def join(offsets: np.ndarray, cols: np.ndarray, width: int) -> np.ndarray:
 _Index = tuple[np.ndarray, np.ndarray]
 
 
+def exchange(before: _Index, width: int, gone: np.ndarray, fresh: np.ndarray) -> _Index | None:
+    """The pattern without the columns stored at the indices ``gone`` and with the ids ``fresh``, numbered as by ``join``.
+
+    Args:
+        before: int32 ``(offsets [G + 1], cols)``.
+        width: columns of the matrix.
+        gone: int64, indices of ``cols``.
+        fresh: int64 ids.
+
+    Returns:
+        int32 ``(offsets, cols)``, ascending in every group; None where indices, ids or the columns of a group do not ascend
+        strictly or lie outside, or what is fresh stands among what stays.
+
+    Raises:
+        ValueError: what ``join`` says.
+    """
+    _check_index(*before)
+    _check(gone=gone, fresh=fresh)
+    offsets = np.empty_like(before[0])
+    cols = np.empty(max(0, len(before[1]) - len(gone)) + len(fresh) + 1, dtype=np.int32)
+    parts = (_address(before[0]), *_array(before[1]), *_array(gone), *_array(fresh))
+    in_order = _native().exchange(len(offsets) - 1, width, *parts, _address(offsets), _address(cols))
+    return (offsets, cols[:-1]) if in_order else None
+
+
 def carry(before: _Index, after: _Index, width: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Where each column that both hold is stored in either, in the order of ``after``.
 

@@ -119,6 +119,14 @@ class TileLayout(CountedLayout):
         offsets = np.concatenate([[0], np.cumsum(np.bincount(group, weights=width, minlength=rows.shape[0]))])
         return Pattern(shape, rows, torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(cols.astype(np.int32)))
 
+    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Pattern | None:
+        """Single columns, by the native module."""
+        index = now.offsets.numpy(), now.cols.numpy()
+        if self._n > 1 or n_active != len(now.cols) or not (compiled.takes_index(*index) and compiled.takes(gone, fresh)):
+            return None
+        found = compiled.exchange(index, now.shape[1], gone, fresh)
+        return None if found is None else Pattern(now.shape, now.rows, torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+
     def _heads(self, now: Pattern) -> tuple[np.ndarray, np.ndarray]:
         """Where each stored tile begins among the columns, and its id."""
         _, tiles = self._grid(now.shape)

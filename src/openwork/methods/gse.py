@@ -104,7 +104,7 @@ class GSE(Periodic):
         if self.sampling != "uniform":
             sides = layer.norms()
         rows, cols = (_draw(size, weight, n, layer.generator) for size, weight in zip(layer.shape, sides, strict=True))
-        return rows * layer.shape[1] + cols
+        return rows.mul_(layer.shape[1]).add_(cols)
 
 
 def _draw(size: int, weight: Tensor | None, n: int, generator: torch.Generator) -> Tensor:
