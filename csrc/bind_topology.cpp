@@ -49,6 +49,11 @@ void bind_topology(nb::module_& m) {
         check_sizes(n, size);
         return unlocked([=] { return member(at<const int64_t>(ids), n, at<const int64_t>(others), size, span, at<uint8_t>(found)); });
     });
+    m.def("first_above", [](Address sums, int64_t size, Address places, int64_t n, Address found, int threads) {
+        check_sizes(n, size);
+        if (size < 1) throw nb::value_error("there are no sums");
+        unlocked([=] { first_above(at<const double>(sums), size, at<const double>(places), n, at<int64_t>(found), threads < 1 ? 1 : threads); });
+    });
     m.def("without", [](Address items, int64_t width, int64_t n, Address indices, int64_t size, Address out) {
         check_sizes(n, size);
         if (size > n || width < 1) throw nb::value_error("there are more indices than items");

@@ -93,6 +93,26 @@ bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int
     return true;
 }
 
+void first_above(const double* sums, int64_t size, const double* at, int64_t n, int64_t* found, int threads) {
+    // The range is cut in even cells; from where a cell begins among the sums it is a step to most places, and none is missed:
+    // what rounding or numbers out of order put wrong, the steps put right or end at the edge.
+    const int64_t cells = 8 * size;
+    const double width = sums[size - 1] / static_cast<double>(cells), per_width = 1.0 / width;
+    std::vector<int64_t> begins(static_cast<size_t>(cells));
+    for (int64_t cell = 0, k = 0; cell < cells; ++cell) {
+        while (k < size && sums[k] <= static_cast<double>(cell) * width) ++k;
+        begins[cell] = k;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > 16384)
+    for (int64_t i = 0; i < n; ++i) {
+        const double place = at[i] * per_width;
+        int64_t k = begins[place > 0 ? (place < static_cast<double>(cells) ? static_cast<int64_t>(place) : cells - 1) : 0];
+        while (k < size && !(sums[k] > at[i])) ++k;
+        while (k > 0 && sums[k - 1] > at[i]) --k;
+        found[i] = k;
+    }
+}
+
 Failure without(const char* items, int64_t width, int64_t n, const int64_t* at, int64_t m, char* out) {
     int64_t next = 0;  // the first item not dealt with
     for (int64_t k = 0; k <= m; ++k) {

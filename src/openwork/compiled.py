@@ -12,6 +12,7 @@ import importlib.util
 from typing import Any
 
 import numpy as np
+import torch
 
 _TABLE = 2**26
 """Bits of the longest table of ids: an eighth of the bytes that a topology update may hold beyond the layer's own."""
@@ -53,6 +54,20 @@ def member(ids: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     _check(ids=ids, others=others)
     found = np.empty(len(ids), dtype=bool)
     return found if _native().member(*_array(ids), *_array(others), _span(ids, others), _address(found)) else None
+
+
+def first_above(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """int64, for each ``at`` the index of the first of the ascending ``sums`` that exceeds it, their number where none does.
+
+    Raises:
+        ValueError: not contiguous one-dimensional float64, or no sums.
+    """
+    for name, array in (("sums", sums), ("at", at)):
+        if array.dtype != np.float64 or array.ndim != 1 or not array.flags.c_contiguous:
+            raise ValueError(f"{name} must be contiguous one-dimensional float64, got {array.dtype} of shape {array.shape}")
+    found = np.empty(len(at), dtype=np.int64)
+    _native().first_above(*_array(sums), *_array(at), _address(found), torch.get_num_threads())
+    return found
 
 
 def without(items: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -241,5 +241,6 @@ class SparseLayer:
         fell[lowest(keep, proposal.n_drop)] = False
         size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
         mass = float(keep.sum(dtype=np.float64))
-        evicted_mass = float(keep[fell].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
-        return Change(old.nnz - len(source), new.nnz - len(source), int(fell.sum()) * size, evicted_mass)
+        evicted = np.flatnonzero(fell)
+        evicted_mass = float(keep[evicted].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
+        return Change(old.nnz - len(source), new.nnz - len(source), len(evicted) * size, evicted_mass)

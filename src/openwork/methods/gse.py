@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openwork import compiled
 from openwork.methods.base import Layer
 from openwork.methods.periodic import Periodic
 from openwork.schedules import SCHEDULES, drop_fraction
@@ -124,6 +125,8 @@ def _first_above(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
     The range is cut in even cells.  Where a cell begins among the sums is looked up once, and from there it is at most a
     step to nearly all places; the others are searched.
     """
+    if compiled.built():
+        return compiled.first_above(sums, at)
     cells = 4 * len(sums)
     width = sums[-1] / cells
     # A little early, so that no rounding puts the beginning behind the place.
