@@ -18,6 +18,8 @@ constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 template <typename T>
 T* at(Address address) { return reinterpret_cast<T*>(address); }
 
+int team(int threads) { return threads < 1 ? 1 : threads; }
+
 void check_sizes(int64_t n, int64_t m) {
     if (n < 0 || m < 0) throw nb::value_error("a size is negative");
 }
@@ -41,9 +43,9 @@ auto unlocked(Work work) {
 }  // namespace
 
 void bind_topology(nb::module_& m) {
-    m.def("absent", [](Address ids, int64_t n, Address others, int64_t size, int64_t span, Address out) {
+    m.def("absent", [](Address ids, int64_t n, Address others, int64_t size, int64_t span, Address out, int threads) {
         check_sizes(n, size);
-        return unlocked([=] { return absent(at<const int64_t>(ids), n, at<const int64_t>(others), size, span, at<int64_t>(out)); });
+        return unlocked([=] { return absent(at<const int64_t>(ids), n, at<const int64_t>(others), size, span, at<int64_t>(out), team(threads)); });
     });
     m.def("member", [](Address ids, int64_t n, Address others, int64_t size, int64_t span, Address found) {
         check_sizes(n, size);
@@ -52,7 +54,7 @@ void bind_topology(nb::module_& m) {
     m.def("first_above", [](Address sums, int64_t size, Address places, int64_t n, Address found, int threads) {
         check_sizes(n, size);
         if (size < 1) throw nb::value_error("there are no sums");
-        unlocked([=] { first_above(at<const double>(sums), size, at<const double>(places), n, at<int64_t>(found), threads < 1 ? 1 : threads); });
+        unlocked([=] { first_above(at<const double>(sums), size, at<const double>(places), n, at<int64_t>(found), team(threads)); });
     });
     m.def("without", [](Address items, int64_t width, int64_t n, Address indices, int64_t size, Address out) {
         check_sizes(n, size);
@@ -69,7 +71,7 @@ void bind_topology(nb::module_& m) {
         check(unlocked([=] { return join(index, width, at<int64_t>(ids)); }));
     });
     m.def("exchange", [](int64_t groups, int64_t width, Address offsets, Address columns, int64_t stored, Address gone, int64_t n_gone,
-                         Address fresh, int64_t n_fresh, Address new_offsets, Address new_columns) {
+                         Address fresh, int64_t n_fresh, Address new_offsets, Address new_columns, int threads) {
         check_matrix(groups, width, stored);
         check_sizes(n_gone, n_fresh);
         if (n_gone > stored) throw nb::value_error("more columns go than there are");
@@ -78,18 +80,18 @@ void bind_topology(nb::module_& m) {
         bool in_order = false;
         check(unlocked([&] {
             return exchange(before, width, at<const int64_t>(gone), n_gone, at<const int64_t>(fresh), n_fresh, at<int32_t>(new_offsets),
-                            at<int32_t>(new_columns), in_order);
+                            at<int32_t>(new_columns), in_order, team(threads));
         }));
         return in_order;
     });
     m.def("carry", [](int64_t groups, int64_t width, Address offsets, Address columns, int64_t stored, Address new_offsets,
-                      Address new_columns, int64_t new_stored, Address source, Address target) {
+                      Address new_columns, int64_t new_stored, Address source, Address target, int threads) {
         check_matrix(groups, width, stored);
         check_matrix(groups, width, new_stored);
         const Index before{at<const int32_t>(offsets), at<const int32_t>(columns), groups, stored};
         const Index after{at<const int32_t>(new_offsets), at<const int32_t>(new_columns), groups, new_stored};
         int64_t count = -1;
-        check(unlocked([&] { return carry(before, after, width, at<int64_t>(source), at<int64_t>(target), count); }));
+        check(unlocked([&] { return carry(before, after, width, at<int64_t>(source), at<int64_t>(target), count, team(threads)); }));
         return count;
     });
 }

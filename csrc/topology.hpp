@@ -1,5 +1,5 @@
 // Passes over the ids and scores of a topology update.  The results are those of openwork/scores.py, openwork/pattern.py and
-// the layouts, bit for bit.
+// the layouts, bit for bit, whatever the number of threads.
 #pragma once
 
 #include "api.hpp"
@@ -10,7 +10,7 @@ namespace openwork {
 // there; `span` is the longest such table.
 
 // out[n + 1]: the distinct ids[n] that are not among others[m], ascending; how many, or -1 where the table would be too long.
-int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out);
+int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out, int threads);
 
 // found[n]: whether each of ids[n] is among others[m]; false where the table would be too long.
 bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found);
@@ -35,13 +35,13 @@ struct Index {
 Failure join(const Index&, int64_t width, int64_t* ids);
 
 // The pattern of all columns but those stored at the indices gone[n_gone], and of fresh[n_fresh], ids as in `join`: new offsets
-// [groups + 1] and columns [stored - n_gone + n_fresh + 1].  False where that would not be in order: where indices, ids or the
+// [groups + 1] and columns [stored - n_gone + n_fresh].  False where that would not be in order: where indices, ids or the
 // columns of a group do not ascend strictly or lie outside, or what is fresh stands among what stays.
 Failure exchange(const Index& before, int64_t width, const int64_t* gone, int64_t n_gone, const int64_t* fresh, int64_t n_fresh,
-                 int32_t* offsets, int32_t* columns, bool& in_order);
+                 int32_t* offsets, int32_t* columns, bool& in_order, int threads);
 
-// source, target: where each column that both hold is stored in either, as they are stored in `after`; both have room for the
-// lesser number of stored columns and one more.  `count` is -1 where the columns of a group of `after` do not ascend strictly.
-Failure carry(const Index& before, const Index& after, int64_t width, int64_t* source, int64_t* target, int64_t& count);
+// source, target: where each column that both hold is stored in either, as they are stored in `after`, of whose columns both
+// have room for all.  `count` is -1 where the columns of a group of `after` do not ascend strictly.
+Failure carry(const Index& before, const Index& after, int64_t width, int64_t* source, int64_t* target, int64_t& count, int threads);
 
 }  // namespace openwork

@@ -45,7 +45,7 @@ def absent(ids: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     """
     _check(ids=ids, others=others)
     out = np.empty(len(ids) + 1, dtype=np.int64)
-    count = _native().absent(*_array(ids), *_array(others), _span(ids, others), _address(out))
+    count = _native().absent(*_array(ids), *_array(others), _span(ids, others), _address(out), torch.get_num_threads())
     return None if count < 0 else out[:count]
 
 
@@ -130,10 +130,10 @@ def exchange(before: _Index, width: int, gone: np.ndarray, fresh: np.ndarray) ->
     _check_index(*before)
     _check(gone=gone, fresh=fresh)
     offsets = np.empty_like(before[0])
-    cols = np.empty(max(0, len(before[1]) - len(gone)) + len(fresh) + 1, dtype=np.int32)
+    cols = np.empty(max(0, len(before[1]) - len(gone)) + len(fresh), dtype=np.int32)
     parts = (_address(before[0]), *_array(before[1]), *_array(gone), *_array(fresh))
-    in_order = _native().exchange(len(offsets) - 1, width, *parts, _address(offsets), _address(cols))
-    return (offsets, cols[:-1]) if in_order else None
+    in_order = _native().exchange(len(offsets) - 1, width, *parts, _address(offsets), _address(cols), torch.get_num_threads())
+    return (offsets, cols) if in_order else None
 
 
 def carry(before: _Index, after: _Index, width: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -154,10 +154,9 @@ def carry(before: _Index, after: _Index, width: int) -> tuple[np.ndarray, np.nda
     _check_index(*after)
     if len(before[0]) != len(after[0]):
         raise ValueError(f"before has {len(before[0]) - 1} groups, after {len(after[0]) - 1}")
-    room = min(len(before[1]), len(after[1])) + 1
-    source, target = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+    source, target = np.empty(len(after[1]), dtype=np.int64), np.empty(len(after[1]), dtype=np.int64)
     parts = (_address(before[0]), *_array(before[1]), _address(after[0]), *_array(after[1]))
-    count = _native().carry(len(before[0]) - 1, width, *parts, _address(source), _address(target))
+    count = _native().carry(len(before[0]) - 1, width, *parts, _address(source), _address(target), torch.get_num_threads())
     return None if count < 0 else (source[:count], target[:count])
 
 

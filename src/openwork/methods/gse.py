@@ -101,9 +101,10 @@ class GSE(Periodic):
     def _pairs(self, layer: Layer, n_active: int) -> Tensor:
         """Flat positions, drawn with replacement."""
         n = math.ceil(self.subset * n_active)
-        sides: tuple[Tensor | None, Tensor | None] = (None, None)
-        if self.sampling != "uniform":
-            sides = layer.norms()
+        if self.sampling == "uniform":
+            # A position is a pair of two independent uniform draws.
+            return torch.randint(layer.shape[0] * layer.shape[1], (n,), generator=layer.generator)
+        sides = layer.norms()
         rows, cols = (_draw(size, weight, n, layer.generator) for size, weight in zip(layer.shape, sides, strict=True))
         return rows.mul_(layer.shape[1]).add_(cols)
 
