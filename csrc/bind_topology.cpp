@@ -51,10 +51,15 @@ void bind_topology(nb::module_& m) {
         check_sizes(n, size);
         return unlocked([=] { return member(at<const int64_t>(ids), n, at<const int64_t>(others), size, span, at<uint8_t>(found)); });
     });
-    m.def("first_above", [](Address sums, int64_t size, Address places, int64_t n, Address found, int threads) {
+    m.def("draw_even", [](uint64_t seed, int64_t size, int64_t n, Address found, int threads) {
+        check_sizes(n, 0);
+        if (size < 1 || size > int64_t{1} << 53) throw nb::value_error("the size to draw from is not positive or too large");
+        unlocked([=] { draw_even(seed, size, n, at<int64_t>(found), team(threads)); });
+    });
+    m.def("draw_weighted", [](uint64_t seed, Address sums, int64_t size, int64_t last, int64_t n, Address found, int threads) {
         check_sizes(n, size);
-        if (size < 1) throw nb::value_error("there are no sums");
-        unlocked([=] { first_above(at<const double>(sums), size, at<const double>(places), n, at<int64_t>(found), team(threads)); });
+        if (size < 1 || size > kMost || last < 0 || last >= size) throw nb::value_error("there are no sums, too many, or no such last one");
+        unlocked([=] { draw_weighted(seed, at<const double>(sums), size, last, n, at<int64_t>(found), team(threads)); });
     });
     m.def("without", [](Address items, int64_t width, int64_t n, Address indices, int64_t size, Address out) {
         check_sizes(n, size);

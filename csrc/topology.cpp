@@ -77,6 +77,13 @@ private:
     uint64_t least_ = 0, length_ = 0;
 };
 
+double random_number(uint64_t seed, int64_t i) {
+    uint64_t z = seed + static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+    return static_cast<double>(static_cast<int64_t>((z ^ (z >> 31)) >> 11)) * 0x1p-53;
+}
+
 Failure check(const Index& index) {
     if (index.offsets[0] != 0 || index.offsets[index.groups] != index.stored) return "the pattern's offsets do not run from 0 to the number of columns";
     for (int64_t g = 0; g < index.groups; ++g) {
@@ -125,23 +132,28 @@ bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int
     return true;
 }
 
-void first_above(const double* sums, int64_t size, const double* at, int64_t n, int64_t* found, int threads) {
+void draw_even(uint64_t seed, int64_t size, int64_t n, int64_t* found, int threads) {
+#pragma omp parallel for schedule(static) num_threads(team(n, threads))
+    for (int64_t i = 0; i < n; ++i) found[i] = std::min(static_cast<int64_t>(random_number(seed, i + 1) * static_cast<double>(size)), size - 1);
+}
+
+void draw_weighted(uint64_t seed, const double* sums, int64_t size, int64_t last, int64_t n, int64_t* found, int threads) {
     // The range is cut in even cells; from where a cell begins among the sums it is a step to most places, and none is missed:
     // what rounding or numbers out of order put wrong, the steps put right or end at the edge.
     const int64_t cells = 8 * size;
-    const double width = sums[size - 1] / static_cast<double>(cells), per_width = 1.0 / width;
-    std::vector<int64_t> begins(static_cast<size_t>(cells));
+    const double total = sums[size - 1], width = total / static_cast<double>(cells), per_width = 1.0 / width;
+    std::vector<int32_t> begins(static_cast<size_t>(cells));
     for (int64_t cell = 0, k = 0; cell < cells; ++cell) {
         while (k < size && sums[k] <= static_cast<double>(cell) * width) ++k;
-        begins[cell] = k;
+        begins[cell] = static_cast<int32_t>(k);
     }
 #pragma omp parallel for schedule(static) num_threads(team(n, threads))
     for (int64_t i = 0; i < n; ++i) {
-        const double place = at[i] * per_width;
+        const double at = random_number(seed, i + 1) * total, place = at * per_width;
         int64_t k = begins[place > 0 ? (place < static_cast<double>(cells) ? static_cast<int64_t>(place) : cells - 1) : 0];
-        while (k < size && !(sums[k] > at[i])) ++k;
-        while (k > 0 && sums[k - 1] > at[i]) --k;
-        found[i] = k;
+        while (k < size && !(sums[k] > at)) ++k;
+        while (k > 0 && sums[k - 1] > at) --k;
+        found[i] = std::min(k, last);
     }
 }
 

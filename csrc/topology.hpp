@@ -15,8 +15,11 @@ int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, 
 // found[n]: whether each of ids[n] is among others[m]; false where the table would be too long.
 bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found);
 
-// found[n]: for each at[n] the first of ascending sums[size] that exceeds it, size where none does; size > 0.
-void first_above(const double* sums, int64_t size, const double* at, int64_t n, int64_t* found, int threads);
+// The random numbers i = 1 .. n of the sequence that `seed` begins (SplitMix64), as multiples of 2^-53 below 1, turned into
+// found[n]: the number times `size`, cut off, at most size - 1; 0 < size <= 2^53.
+void draw_even(uint64_t seed, int64_t size, int64_t n, int64_t* found, int threads);
+// The number times the last of ascending sums[size], and the first of them that exceeds it, at most `last` < size.
+void draw_weighted(uint64_t seed, const double* sums, int64_t size, int64_t last, int64_t n, int64_t* found, int threads);
 
 // out[n - m]: items of `width` bytes without those at the strictly ascending indices at[m], m <= n.
 Failure without(const char* items, int64_t width, int64_t n, const int64_t* at, int64_t m, char* out);

@@ -31,7 +31,8 @@ def takes(*arrays: np.ndarray) -> bool:
 
 def takes_index(offsets: np.ndarray, cols: np.ndarray) -> bool:
     """Whether the module is there and this is the index of a pattern as it takes it."""
-    return built() and all(array.dtype == np.int32 and array.ndim == 1 and array.flags.c_contiguous for array in (offsets, cols))
+    both = (offsets, cols)
+    return built() and all(array.dtype == np.int32 and array.ndim == 1 and array.flags.c_contiguous for array in both)
 
 
 def absent(ids: np.ndarray, others: np.ndarray) -> np.ndarray | None:
@@ -56,18 +57,35 @@ def member(ids: np.ndarray, others: np.ndarray) -> np.ndarray | None:
     return found if _native().member(*_array(ids), *_array(others), _span(ids, others), _address(found)) else None
 
 
-def first_above(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """int64, for each ``at`` the index of the first of the ascending ``sums`` that exceeds it, their number where none does.
+def draw_even(seed: int, size: int, n: int) -> np.ndarray:
+    """int64 ``[n]``: ``methods.draws.numbers`` times ``size``, cut off.
 
     Raises:
-        ValueError: not contiguous one-dimensional float64, or no sums.
+        ValueError: ``seed`` does not fit 64 bits, ``size`` is not in 1..2**53, or ``n`` is negative.
     """
-    for name, array in (("sums", sums), ("at", at)):
-        if array.dtype != np.float64 or array.ndim != 1 or not array.flags.c_contiguous:
-            raise ValueError(f"{name} must be contiguous one-dimensional float64, got {array.dtype} of shape {array.shape}")
-    found = np.empty(len(at), dtype=np.int64)
-    _native().first_above(*_array(sums), *_array(at), _address(found), torch.get_num_threads())
+    found = _drawn(seed, n)
+    _native().draw_even(seed, size, n, _address(found), torch.get_num_threads())
     return found
+
+
+def draw_weighted(seed: int, sums: np.ndarray, last: int, n: int) -> np.ndarray:
+    """int64 ``[n]``: the first of ascending ``sums`` that exceeds ``methods.draws.numbers`` times their last, up to ``last``.
+
+    Raises:
+        ValueError: ``sums`` are not contiguous one-dimensional float64, or ``last`` is none of their indices; or what
+            ``draw_even`` says.
+    """
+    if sums.dtype != np.float64 or sums.ndim != 1 or not sums.flags.c_contiguous:
+        raise ValueError(f"sums must be contiguous one-dimensional float64, got {sums.dtype} of shape {sums.shape}")
+    found = _drawn(seed, n)
+    _native().draw_weighted(seed, *_array(sums), last, n, _address(found), torch.get_num_threads())
+    return found
+
+
+def _drawn(seed: int, n: int) -> np.ndarray:
+    if not 0 <= seed < 2**64 or n < 0:
+        raise ValueError(f"seed={seed!r} must lie in [0, 2**64) and n={n!r} must not be negative")
+    return np.empty(n, dtype=np.int64)
 
 
 def without(items: np.ndarray, at: np.ndarray) -> np.ndarray:

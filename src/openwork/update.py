@@ -16,7 +16,7 @@ from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
 from openwork.nn.master import resize
 from openwork.pattern import Pattern, carried, carry, consecutive_rows, row_chunks, same_pattern
-from openwork.scores import Proposal, Scores, lowest, member
+from openwork.scores import Proposal, Scores, lowest, member, without
 
 
 class Change(NamedTuple):
@@ -238,9 +238,12 @@ class SparseLayer:
             after.sort()
             fell = ~member(self._judged(old, proposal), after)
             del after
-        fell[lowest(keep, proposal.n_drop)] = False
-        size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
-        mass = float(keep.sum(dtype=np.float64))
         evicted = np.flatnonzero(fell)
+        # What fell was meant to, where it is the lowest of all; only a tie or a true eviction has to be looked at more closely.
+        highest, rest = keep[evicted].max(initial=-np.inf), without(keep, evicted).min(initial=np.inf)
+        if not (len(evicted) <= proposal.n_drop and highest < rest):
+            evicted = evicted[~member(evicted, lowest(keep, proposal.n_drop))]
+        size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
+        mass = float(keep.sum(dtype=np.float64)) if len(evicted) else 0.0
         evicted_mass = float(keep[evicted].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
         return Change(old.nnz - len(source), new.nnz - len(source), len(evicted) * size, evicted_mass)
