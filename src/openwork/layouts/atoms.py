@@ -166,7 +166,7 @@ class AtomLayout(Layout):
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
-        gone = np.empty(0, dtype=np.int64) if proposal.refit else lowest(_numpy(proposal.keep), proposal.n_drop)
+        gone = np.empty(0, dtype=np.int64) if proposal.refit is not None else lowest(_numpy(proposal.keep), proposal.n_drop)
         swapped = self._swapped(now, proposal, gone)
         if swapped is not None:
             return swapped
