@@ -21,9 +21,10 @@ int64_t share(int64_t n, int t, int threads) { return n * t / threads; }
 class Table {
 public:
     // Of the range of ids[n]; false where it is longer than `span`.
-    bool cover(const int64_t* ids, int64_t n, int64_t span) {
+    bool cover(const int64_t* ids, int64_t n, int64_t span, int threads) {
         if (n == 0) return true;
         int64_t least = ids[0], greatest = ids[0];
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(min : least) reduction(max : greatest)
         for (int64_t i = 1; i < n; ++i) {
             least = std::min(least, ids[i]);
             greatest = std::max(greatest, ids[i]);
@@ -103,8 +104,8 @@ bool ascend_below(const int64_t* ids, int64_t n, int64_t limit) {
 
 int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out, int threads) {
     Table table;
-    if (!table.cover(ids, n, span)) return -1;
     threads = team(n, threads);
+    if (!table.cover(ids, n, span, threads)) return -1;
     // Every thread has words of its own, and all but the first a list of its own.
     std::vector<std::unique_ptr<int64_t[]>> lists(static_cast<size_t>(threads));
     for (int t = 1; t < threads; ++t) lists[t].reset(new int64_t[static_cast<size_t>(n) + 1]);
@@ -126,7 +127,7 @@ int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, 
 
 bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found) {
     Table table;
-    if (!table.cover(others, m, span)) return false;
+    if (!table.cover(others, m, span, 1)) return false;
     table.write<true>(others, m, 0, table.words());
     for (int64_t i = 0; i < n; ++i) found[i] = table.has(ids[i]);
     return true;

@@ -16,7 +16,7 @@ from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
 from openwork.nn.master import resize
 from openwork.pattern import Pattern, carried, carry, consecutive_rows, row_chunks, same_pattern
-from openwork.scores import Proposal, Scores, lowest, member, without
+from openwork.scores import Proposal, Scores, lowest, member
 
 
 class Change(NamedTuple):
@@ -240,8 +240,9 @@ class SparseLayer:
             del after
         evicted = np.flatnonzero(fell)
         # What fell was meant to, where it is the lowest of all; only a tie or a true eviction has to be looked at more closely.
-        highest, rest = keep[evicted].max(initial=-np.inf), without(keep, evicted).min(initial=np.inf)
-        if not (len(evicted) <= proposal.n_drop and highest < rest):
+        rest = keep.copy()
+        rest[evicted] = np.inf
+        if not (len(evicted) <= proposal.n_drop and keep[evicted].max(initial=-np.inf) < rest.min(initial=np.inf)):
             evicted = evicted[~member(evicted, lowest(keep, proposal.n_drop))]
         size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
         mass = float(keep.sum(dtype=np.float64)) if len(evicted) else 0.0
