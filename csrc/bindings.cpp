@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind_topology.hpp"
 #include "clusters.hpp"
 #include "dispatch.hpp"
 #include "lower.hpp"
@@ -208,6 +209,7 @@ NB_MODULE(_native, m) {
         }
         check(wrong);
     });
+    bind_topology(m);
     m.def("scratch_bytes", &scratch_bytes);
     m.def("release_scratch", &release_scratch);
     m.def("poison_scratch", &poison_scratch);
