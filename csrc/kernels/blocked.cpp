@@ -43,7 +43,8 @@ void line_moments(const Shape& shape, const float* x, float* moments, int thread
     const Slab slab = unpadded_slab(shape, 1, memory);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < panels * shape.height; ++i) {
-        line_moments_of(slab, x + i * line, i / shape.height, i % shape.height, moments);
+        const int64_t h = i % shape.height;
+        drain_lines(slab, x + i * line, i / shape.height, h, h + 1, {nullptr, nullptr, moments});
     }
 }
 

@@ -12,6 +12,7 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
+constexpr int64_t kSpareLines = 4;   // of a window, so that it seldom has to be moved
 constexpr int64_t kDotFloats = 512;  // places that one reduction of the weight gradient runs over
 
 // Fewer images share a vector where the batch would not keep all threads busy.
@@ -57,7 +58,8 @@ const int64_t* tap_offsets(const Image& image, const SlabShape& in, Memory& memo
 
 // Lines of an input window that holds the windows of `outputs` output lines.
 int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
-    return (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
+    const int64_t least_lines = (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
+    return most(least_lines, least(least_lines + kSpareLines, image.height + 2 * image.pad_h));
 }
 
 struct Forward {

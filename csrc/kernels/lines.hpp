@@ -78,74 +78,87 @@ struct Valid {
     }
 };
 
-// Mean and sum of squared distances from it, of every channel of a line whose pixels lie at `at`.
-template <bool Ragged>
-OW_INLINE void moments_of(const float* line, int64_t channel, const int32_t* at, int64_t width, int64_t channels, int64_t lanes,
-                          float* moments) {
-    const Valid valid(lanes);
-    const float count = static_cast<float>(width * lanes);
-    for (int64_t c = 0; c < channels; c += kLanes) {
-        Vec acc[kLanes];
-        const int64_t n = least<int64_t>(kLanes, channels - c);
-        for (int64_t j = 0; j < kLanes; ++j) {
-            const float* from = line + (c + least(j, n - 1)) * channel;
-            acc[j] = Vec{};
-            for (int64_t w = 0; w < width; ++w) {
-                OW_UNROLL
-                for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) acc[j] += valid.template only<Ragged>(load(from + at[w] + l * kLanes), l);
+// One channel of a line whose pixels lie at `at`, to `out`.
+template <bool Stream>
+OW_INLINE void write_channel(const float* from, const int32_t* at, int64_t width, bool cropped, float* out) {
+    for (int64_t w = 0; w < width; ++w) {
+        OW_UNROLL
+        for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
+            const Vec v = cropped && at[w] < 0 ? Vec{} : load(from + at[w] + l);
+            if constexpr (Stream) {
+                stream(out + w * kBatchLanes + l, v);
+            } else {
+                store(out + w * kBatchLanes + l, v);
             }
-        }
-        float mean[kLanes], spread[kLanes];
-        store(mean, sums(acc) / broadcast(count));
-        for (int64_t j = 0; j < kLanes; ++j) {
-            const float* from = line + (c + least(j, n - 1)) * channel;
-            const Vec middle = broadcast(mean[j]);
-            acc[j] = Vec{};
-            for (int64_t w = 0; w < width; ++w) {
-                OW_UNROLL
-                for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) {
-                    const Vec d = valid.template only<Ragged>(load(from + at[w] + l * kLanes) - middle, l);
-                    acc[j] += d * d;
-                }
-            }
-        }
-        store(spread, sums(acc));
-        for (int64_t j = 0; j < n; ++j) {
-            moments[2 * (c + j)] = mean[j];
-            moments[2 * (c + j) + 1] = spread[j];
         }
     }
 }
 
-[[maybe_unused]] static void line_moments_of(const Slab& s, const float* line, int64_t panel, int64_t h, float* moments) {
-    const int64_t lanes = blocked_lanes(s.images, panel);
-    float* to = moments + (panel * s.height + h) * s.channels * 2;
-    if (lanes == kBatchLanes) return moments_of<false>(line, s.channel, s.at, s.width, s.channels, lanes, to);
-    moments_of<true>(line, s.channel, s.at, s.width, s.channels, lanes, to);
+// How the pixels of a channel differ from the first: the sums of the differences and of their squares.
+template <bool Ragged>
+OW_INLINE void spread(const float* from, const int32_t* at, int64_t width, const Valid& valid, Vec& sum, Vec& squares) {
+    const Vec first = broadcast(from[at[0]]);
+    sum = squares = Vec{};
+    for (int64_t w = 0; w < width; ++w) {
+        OW_UNROLL
+        for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) {
+            const Vec d = valid.template only<Ragged>(load(from + at[w] + l * kLanes) - first, l);
+            sum += d;
+            squares += d * d;
+        }
+    }
 }
 
-// The pixels of padded lines [from, to) of a slab to a blocked tensor, and their moments.
+// One line of a slab: written to `out` if that is given, and its moments, the mean and the sum of squared distances from it of every
+// channel, if those are wanted.  Differences from the line's first pixel keep the squares free of the mean.
+template <bool Ragged, bool Stream>
+OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float* out, float* moments) {
+    const Valid valid(lanes);
+    const Vec count = broadcast(static_cast<float>(s.width * lanes));
+    const int64_t strip = s.width * kBatchLanes;
+    for (int64_t c = 0; c < s.channels; c += kLanes) {
+        Vec sum[kLanes], squares[kLanes];
+        float first[kLanes];
+        const int64_t n = least<int64_t>(kLanes, s.channels - c);
+        for (int64_t j = 0; j < n; ++j) {
+            const float* from = line + (c + j) * s.channel;
+            if (moments != nullptr) {
+                first[j] = from[s.at[0]];
+                spread<Ragged>(from, s.at, s.width, valid, sum[j], squares[j]);
+            }
+            if (out != nullptr) write_channel<Stream>(from, s.at, s.width, s.cropped, out + (c + j) * strip);
+        }
+        if (moments == nullptr) continue;
+        for (int64_t j = n; j < kLanes; ++j) {
+            sum[j] = squares[j] = Vec{};
+            first[j] = 0.0f;
+        }
+        const Vec total = sums(sum), off = total / count;
+        float mean[kLanes], distance[kLanes];
+        store(mean, load(first) + off);
+        store(distance, sums(squares) - total * off);
+        for (int64_t j = 0; j < n; ++j) {
+            moments[2 * (c + j)] = mean[j];
+            moments[2 * (c + j) + 1] = distance[j];
+        }
+    }
+}
+
+// The pixels of padded lines [from, to) of a slab to a blocked tensor, if that is given, and their moments, if those are.
 [[maybe_unused]] static void drain_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
-    const int64_t strip = s.width * kBatchLanes, panels = (s.images + kBatchLanes - 1) / kBatchLanes;
+    const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, lanes = blocked_lanes(s.images, panel);
     const bool past_caches = panels * s.height * blocked_line(s) >= kStreamed && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
     for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
         const float* line = lines + (l - from) * s.line;
-        const int64_t h = l - s.pad_top;
-        if (y.moments != nullptr) line_moments_of(s, line, panel, h, y.moments);
-        float* out = y.blocked + (panel * s.height + h) * blocked_line(s);
-        for (int64_t c = 0; c < s.channels; ++c) {
-            for (int64_t w = 0; w < s.width; ++w) {
-                OW_UNROLL
-                for (int64_t i = 0; i < kBatchLanes; i += kLanes) {
-                    const Vec v = s.cropped && s.at[w] < 0 ? Vec{} : load(line + c * s.channel + s.at[w] + i);
-                    float* place = out + c * strip + w * kBatchLanes + i;
-                    if (past_caches) {
-                        stream(place, v);
-                    } else {
-                        store(place, v);
-                    }
-                }
-            }
+        const int64_t at = panel * s.height + l - s.pad_top;
+        float* out = y.blocked == nullptr ? nullptr : y.blocked + at * blocked_line(s);
+        float* moments = y.moments == nullptr ? nullptr : y.moments + at * s.channels * 2;
+        if (lanes < kBatchLanes) {
+            drain_line<true, false>(s, line, lanes, out, moments);
+        } else if (past_caches) {
+            drain_line<false, true>(s, line, lanes, out, moments);
+        } else {
+            drain_line<false, false>(s, line, lanes, out, moments);
         }
     }
 }
