@@ -28,6 +28,9 @@ struct Plan {
     SlabShape in, out;
 };
 
+// Vectors that are computed between two fetches of what is read next: a tile's.
+int64_t piece_of(const Stored& m) { return m.height >= 8 ? 2 : m.height >= 4 ? 4 : 8; }
+
 // The lanes of blocked activations are given: they have 16.
 Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked, int threads) {
     Plan p;
@@ -70,6 +73,7 @@ struct Forward {
     const float* bias;
     const Result& y;
     int64_t vectors, out_height, out_lines;
+    int64_t piece;
 };
 
 // Output lines [from, to) of one panel.
@@ -88,7 +92,12 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
                 window.filled = fill;
             }
             float* to_line = out + i * f.out.line;
-            product<Gather>(*f.a, 0, f.a->groups, window.line(f.in, first), to_line, f.vectors, 1);
+            Ahead ahead(f.in, f.x, panel, window.filled, stride);
+            for (int64_t v = 0; v < f.vectors; v += f.piece) {
+                ahead.fetch(v / f.piece, (f.vectors + f.piece - 1) / f.piece);
+                const int64_t at = v * kLanes, count = least(f.piece, f.vectors - v);
+                product<Gather>(*f.a, 0, f.a->groups, window.line(f.in, first) + at, to_line + at, count, 1);
+            }
             fill_missing(*f.a, f.bias, to_line, f.out.channel, f.vectors);
         }
         write_lines(f.out, out, panel, h - flush, h, f.y);
@@ -106,7 +115,8 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     Lowered a;
-    Forward f{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.vectors, p.out_height, out_lines};
+    Forward f{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.vectors, p.out_height, out_lines,
+              piece_of(m)};
     const Addressing at{f.in.channel, image.taps(), tap_offsets(image, p.in, memory), f.out.channel};
     if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     float* buffers = memory.take<float>(threads * floats);
@@ -134,7 +144,7 @@ struct Backward {
     Slab in, out;
     const Activation &g, &x;
     const Result& dx;
-    int64_t vectors, out_height, block, dot_lines;
+    int64_t vectors, out_height, block, dot_lines, piece;
 };
 
 // Gradients of one panel: dx of its images, and its share of the weight gradient added to dw.
@@ -148,17 +158,26 @@ void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float
             x.slide(b.in, first, last);
             if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
             x.filled = most(x.filled, last);
+            Ahead ahead(b.in, b.x, panel, last, b.block * stride);
             for (int64_t i = 0; i < count; i += b.dot_lines) {
                 const Places places{least(b.dot_lines, count - i), stride * b.in.line, b.out.line, b.vectors};
-                dots(*b.a, 0, b.a->groups, x.line(b.in, first + i * stride), g + i * b.out.line, places, dw);
+                for (int64_t group = 0; group < b.a->groups; ++group) {
+                    ahead.fetch(i * b.a->groups + group, count * b.a->groups);
+                    dots(*b.a, group, group + 1, x.line(b.in, first + i * stride), g + i * b.out.line, places, dw);
+                }
             }
         }
         if (!b.dx.given()) continue;
         dx.slide(b.in, first, last);
         zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
         dx.filled = last;
+        Ahead ahead(b.out, b.g, panel, h + count, b.block);
         for (int64_t i = 0; i < count; ++i) {
-            product<Scatter>(*b.a, 0, b.a->groups, dx.line(b.in, first + i * stride), g + i * b.out.line, b.vectors, 1);
+            for (int64_t v = 0; v < b.vectors; v += b.piece) {
+                ahead.fetch(i * b.vectors + v, count * b.vectors);
+                const int64_t at = v * kLanes, vectors = least(b.piece, b.vectors - v);
+                product<Scatter>(*b.a, 0, b.a->groups, dx.line(b.in, first + i * stride) + at, g + i * b.out.line + at, vectors, 1);
+            }
         }
         // The lines before the next block's first one are complete.
         const bool end = h + count == b.out_height;
@@ -190,7 +209,8 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     Lowered a;
-    Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, dot_lines};
+    Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, dot_lines,
+               piece_of(m)};
     const Addressing at{b.in.channel, image.taps(), tap_offsets(image, p.in, memory), b.out.channel};
     if (Failure wrong = lower(m, at, nullptr, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     float* buffers = memory.take<float>(threads * floats);

@@ -163,6 +163,33 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
     }
 }
 
+// The lines of a blocked activation that will be read next, fetched into L2 bit by bit while something else is computed.
+class Ahead {
+public:
+    // `count` lines from padded line l of panel `panel` on; those of the next panel follow the panel's last.
+    Ahead(const Slab& s, const Activation& x, int64_t panel, int64_t l, int64_t count) : arrays_{x.lazy.x, x.lazy.y, x.lazy.gate, x.lazy.keep} {
+        const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, line = panel * s.height + l - s.pad_top;
+        done_ = least(panels * s.height, most<int64_t>(0, line)) * blocked_line(s);
+        start_ = done_;
+        end_ = least(panels * s.height, most<int64_t>(0, line + count)) * blocked_line(s);
+        if (x.plain != nullptr) end_ = start_;
+    }
+
+    // What is fetched when part `part` of `parts` of the computation begins.
+    void fetch(int64_t part, int64_t parts) {
+        const int64_t end = start_ + (end_ - start_) * (part + 1) / parts / 16 * 16;
+        for (const float* array : arrays_) {
+            if (array == nullptr) continue;
+            for (int64_t i = done_; i < end; i += 16) __builtin_prefetch(array + i, 0, 2);
+        }
+        done_ = most(done_, end);
+    }
+
+private:
+    int64_t start_, done_, end_;
+    const float* arrays_[4];
+};
+
 // Either layout.
 OW_INLINE void read_lines(const Slab& s, const Activation& x, int64_t panel, int64_t from, int64_t to, float* lines) {
     if (x.plain != nullptr) return pack_lines(s, x.plain, panel, from, to, lines);
