@@ -102,6 +102,9 @@ struct Kernels {
     void (*line_moments)(const Shape&, const float* x, float* moments, int threads);
     // sums: [panel][line][channel] x (sum of g, sum of g * (x - mean)).
     void (*gradient_sums)(const Shape&, const Lazy& g, const float* x, const float* mean, float* sums, int threads);
+    // taps: of every output the number of the tap that was the largest, -1 where the window lies in the padding.
+    void (*max_pool)(const Image& window, int64_t channels, const Lazy& x, float* y, float* taps, int threads);
+    void (*max_pool_backward)(const Image& window, int64_t channels, const Lazy& g, const float* taps, float* dx, int threads);
     // Adds to common[n_rows][n_rows] how many of the columns first_column.. every two rows share; bits is [n_rows][words],
     // scratch for 64 columns a word.
     void (*common_columns)(const Positions&, uint64_t* bits, int64_t words, int64_t first_column, float* common, int threads);

@@ -171,6 +171,18 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release unlocked;
         kernels().gradient_sums(picture, from, at<const float>(x), at<const float>(mean), at<float>(sums), team(threads));
     });
+    m.def("max_pool", [](const Parts& x, Address y, Address taps, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
+        const Image picture = IMAGE;
+        const Lazy from = lazy(x);
+        nb::gil_scoped_release unlocked;
+        kernels().max_pool(picture, channels, from, at<float>(y), at<float>(taps), team(threads));
+    });
+    m.def("max_pool_backward", [](const Parts& g, Address taps, Address dx, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
+        const Image picture = IMAGE;
+        const Lazy from = lazy(g);
+        nb::gil_scoped_release unlocked;
+        kernels().max_pool_backward(picture, channels, from, at<const float>(taps), at<float>(dx), team(threads));
+    });
     m.def("norm_forward", [](const std::array<int64_t, 4>& sizes, Address moments, const Affine& affine, double momentum, double eps,
                              Address mean, Address inverse, Address scale, Address shift) {
         const Shape picture = shape(sizes);

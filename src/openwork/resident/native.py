@@ -159,3 +159,24 @@ def channel_sums(x: Activation) -> Tensor:
     if not ragged:
         return values.sum((0, 1, 3, 4))
     return values[:-1].sum((0, 1, 3, 4)) + values[-1, ..., :ragged].sum((0, 2, 3))
+
+
+def max_pool(x: Formula, window: Window) -> tuple[Formula, Tensor]:
+    """The largest of every window, and the number of its tap as a blocked float32 tensor."""
+    size = (*x.size[:2], *window.output_size(*x.size[2:]))
+    out, taps = torch.empty(blocked_shape(size)), torch.empty(blocked_shape(size))
+    native.max_pool(
+        x.parts(), out.data_ptr(), taps.data_ptr(), size[1], size[0], *geometry((x.size[2], x.size[3]), window), threads()
+    )
+    return Formula(size, out), taps
+
+
+def max_pool_backward(g: Formula, taps: Tensor, window: Window, size: Size) -> Formula:
+    """The gradient of :func:`max_pool`'s input, which is of ``size``."""
+    if (*size[:2], *window.output_size(*size[2:])) != g.size or tuple(taps.shape) != blocked_shape(g.size):
+        raise ValueError(f"a pooling of {size} by {window} has no gradient of {g.size} with taps of {tuple(taps.shape)}")
+    dx = torch.empty(blocked_shape(size))
+    native.max_pool_backward(
+        g.parts(), taps.data_ptr(), dx.data_ptr(), size[1], size[0], *geometry((size[2], size[3]), window), threads()
+    )
+    return Formula(size, dx)

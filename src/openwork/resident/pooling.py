@@ -1,4 +1,4 @@
-"""Pooling of resident tensors, one strided view of the image for each tap of the window."""
+"""Pooling of resident tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from openwork.kernels.window import Window
 from openwork.resident import native
 from openwork.resident.formula import Formula, Size
-from openwork.resident.tensor import CPU, ResidentTensor, handles, is_resident, wrap
+from openwork.resident.tensor import CPU, Content, ResidentTensor, handles, is_resident, wrap
 
 aten = torch.ops.aten
 
@@ -26,9 +26,9 @@ class _Pool(NamedTuple):
     def out(self) -> Size:
         return (*self.size[:2], *self.window.output_size(*self.size[2:]))
 
-    def padded(self, blocked: Tensor, value: float) -> Tensor:
+    def padded(self, blocked: Tensor) -> Tensor:
         (high, wide) = self.window.padding
-        return F.pad(blocked, (0, 0, wide, wide, 0, 0, high, high), value=value) if high or wide else blocked
+        return F.pad(blocked, (0, 0, wide, wide, 0, 0, high, high)) if high or wide else blocked
 
     def taps(self, padded: Tensor) -> Iterator[Tensor]:
         """What each tap sees, as a view, in the order of the kernel."""
@@ -103,15 +103,8 @@ def _max(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     pool = _pool(x.content.size, kernel, stride, _listed(padding), _listed(dilation), ceil_mode)
     if pool is None:
         return NotImplemented
-    views = pool.taps(pool.padded(x.content.numbers().x, -torch.inf))
-    best = next(views).clone()
-    taps = torch.zeros(best.shape, dtype=torch.uint8)
-    for tap, view in enumerate(views, start=1):
-        # Not "greater": a NaN wins, as everywhere in PyTorch, and among equals the first.
-        larger = ~(view <= best) & ~best.isnan()
-        best = torch.where(larger, view, best)
-        taps.masked_fill_(larger, tap)
-    return wrap(Formula(pool.out, best), x.content), ResidentTaps(taps, pool)
+    best, taps = native.max_pool(x.content.formula(), pool.window)
+    return wrap(best, x.content), ResidentTaps(taps, pool)
 
 
 @handles(aten.max_pool2d_with_indices_backward.default)
@@ -119,13 +112,8 @@ def _max_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     g, x, *_, found = args
     if not isinstance(found, ResidentTaps) or not isinstance(x, ResidentTensor):
         return NotImplemented
-    pool, gradient = found.pool, _blocked(g, x)
-    if gradient is None:
-        return NotImplemented
-    dx = gradient.new_zeros(_padded_shape(gradient, pool))
-    for tap, view in enumerate(pool.taps(dx)):
-        view += gradient * (found.taps == tap)
-    return wrap(Formula(pool.size, pool.inner(dx)), x.content)
+    content = g.content if isinstance(g, ResidentTensor) else Content(g, x.content.conversions)
+    return wrap(native.max_pool_backward(content.formula(), found.taps, found.pool.window, found.pool.size), x.content)
 
 
 @handles(aten.avg_pool2d.default)
@@ -133,7 +121,7 @@ def _average(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, pool, share = _average_pool(args[0], args[1:], kwargs)
     if pool is None:
         return NotImplemented
-    views = pool.taps(pool.padded(x.content.numbers().x, 0.0))
+    views = pool.taps(pool.padded(x.content.numbers().x))
     total = next(views).clone()
     for view in views:
         total += view
