@@ -15,10 +15,9 @@ namespace {
 constexpr int64_t kSpareLines = 4;   // of a window, so that it seldom has to be moved
 constexpr int64_t kDotFloats = 512;  // places that one reduction of the weight gradient runs over
 
-// Fewer images share a vector where the batch would not keep all threads busy.
-int64_t batch_lanes(int64_t batch, int64_t threads) {
+// Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
+int64_t batch_lanes(int64_t batch) {
     int64_t lanes = kBatchLanes;
-    while (lanes > 1 && (batch + lanes - 1) / lanes < threads && lanes / 2 * threads >= batch) lanes /= 2;
     while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
     return lanes;
 }
@@ -32,9 +31,9 @@ struct Plan {
 int64_t piece_of(const Stored& m) { return m.height >= 8 ? 2 : m.height >= 4 ? 4 : 8; }
 
 // The lanes of blocked activations are given: they have 16.
-Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked, int threads) {
+Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
     Plan p;
-    p.lanes = blocked ? kBatchLanes : batch_lanes(image.batch, threads);
+    p.lanes = blocked ? kBatchLanes : batch_lanes(image.batch);
     p.panels = (image.batch + p.lanes - 1) / p.lanes;
     p.out_height = image.out_height();
     const int64_t out_width = image.out_width(), strip = up(out_width * p.lanes, kBatchLanes);
@@ -108,7 +107,7 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr, threads);
+    const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
     const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
     const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
     Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + threads * floats * 4 + 1024);
@@ -147,14 +146,19 @@ struct Backward {
     int64_t vectors, out_height, block, dot_lines, piece;
 };
 
-// Gradients of one panel: dx of its images, and its share of the weight gradient added to dw.
-void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float* g, float* dw) {
-    const int64_t stride = b.image->stride_h, span = b.image->span_h();
+// Output lines [from, to) of one panel: their share of the weight gradient is added to dw, and dx is written from the padded line at
+// which the window of line `from` begins to that of line `to`.  The windows of some lines before reach into it: those are added
+// again, in the same order as by whoever has these lines.
+void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Window x, Window dx, float* g, float* dw) {
+    const int64_t stride = b.image->stride_h, span = b.image->span_h(), own = from * stride;
     const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
-    for (int64_t h = 0; h < b.out_height; h += b.block) {
-        const int64_t count = least(b.block, b.out_height - h), first = h * stride, last = first + (count - 1) * stride + span;
+    const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
+    x.base = x.filled = own;
+    dx.base = dx.filled = own - before * stride;
+    for (int64_t h = from - before; h < to;) {
+        const int64_t count = least(b.block, (h < from ? from : to) - h), first = h * stride, last = first + (count - 1) * stride + span;
         read_lines(b.out, b.g, panel, h, h + count, g);
-        if (dw != nullptr) {
+        if (dw != nullptr && h >= from) {
             x.slide(b.in, first, last);
             if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
             x.filled = most(x.filled, last);
@@ -167,11 +171,12 @@ void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float
                 }
             }
         }
+        h += count;
         if (!b.dx.given()) continue;
         dx.slide(b.in, first, last);
         zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
         dx.filled = last;
-        Ahead ahead(b.out, b.g, panel, h + count, b.block);
+        Ahead ahead(b.out, b.g, panel, h, b.block);
         for (int64_t i = 0; i < count; ++i) {
             for (int64_t v = 0; v < b.vectors; v += b.piece) {
                 ahead.fetch(i * b.vectors + v, count * b.vectors);
@@ -180,10 +185,10 @@ void backward_panel(const Backward& b, int64_t panel, Window x, Window dx, float
             }
         }
         // The lines before the next block's first one are complete.
-        const bool end = h + count == b.out_height;
-        const int64_t done = end ? last : least(last, first + count * stride);
-        write_lines(b.in, dx.line(b.in, first), panel, first, done, b.dx);
-        for (int64_t l = done; l < (end ? all : least(all, first + count * stride)); ++l) {
+        const bool end = h == b.out_height;
+        const int64_t done = end ? last : least(last, first + count * stride), begin = most(first, own);
+        if (begin < done) write_lines(b.in, dx.line(b.in, begin), panel, begin, done, b.dx);
+        for (int64_t l = most(done, own); l < (end ? all : least(all, first + count * stride)); ++l) {
             zero_lines(b.in, dx.lines, 1);
             dx.base = dx.filled = l;
             write_lines(b.in, dx.lines, panel, l, l + 1, b.dx);
@@ -198,7 +203,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
     if (image.batch == 0) return nullptr;
     const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
-    const Plan p = plan(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked, threads);
+    const Plan p = plan(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t dot_lines = most<int64_t>(1, kDotFloats / (p.vectors * kLanes));
     const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out));
     const int64_t lines = window_lines(image, p.in, block);
@@ -222,8 +227,15 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
         float* my_dw = dw == nullptr ? nullptr : id == 0 ? dw : copies + id * private_dw;
         if (my_dw != nullptr && id > 0) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
         float* out = mine + windows * lines * b.in.line;
-        for (int64_t panel = p.panels * id / team; panel < p.panels * (id + 1) / team; ++panel) {
-            backward_panel(b, panel, {mine, lines, 0, 0}, {mine + (windows - 1) * lines * b.in.line, lines, 0, 0}, out, my_dw);
+        // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
+        const int64_t grain = p.panels % team == 0 ? p.out_height : 1, total = p.panels * p.out_height / grain;
+        const int64_t stop = total * (id + 1) / team * grain;
+        for (int64_t line = total * id / team * grain; line < stop;) {
+            const int64_t panel = line / p.out_height, from = line % p.out_height;
+            const int64_t to = least(p.out_height, from + stop - line);
+            float* dx_lines = mine + (windows - 1) * lines * b.in.line;
+            backward_lines(b, panel, from, to, {mine, lines, 0, 0}, {dx_lines, lines, 0, 0}, out, my_dw);
+            line += to - from;
         }
         drain_streams();
 #pragma omp barrier

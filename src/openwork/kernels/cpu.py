@@ -4,9 +4,8 @@ Tensors cross as addresses, so everything that the native code may touch is chec
 The indices of a pattern are checked by the native code itself while it turns them into offsets, on every call, so that not even
 an index that was overwritten in place can make it read outside its buffers.
 
-The number of threads is torch's.  Linear layers and the output of convolutions do not depend on it, bit for bit.  A
-convolution's weight gradient is a sum over threads, and its input gradient is summed in another order where the batch has less
-than 16 images for each thread: those are the same, bit for bit, in every run with the same number of threads.
+The number of threads is torch's.  Nothing depends on it, bit for bit, but the weight gradient of a convolution, which is a sum
+over threads: that is the same, bit for bit, in every run with the same number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import openwork._native as native
 from openwork.kernels import register
-from openwork.kernels.window import Pair, Window
+from openwork.kernels.window import LANES, Pair, Window, fills_blocks
 from openwork.pattern import Pattern
 
 _Index = tuple[Tensor, Tensor, Tensor]
@@ -65,9 +64,11 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
-    native.conv_forward(
-        nchw(x), (y.data_ptr(), 0, 0), address(bias), x.shape[0], *geometry(size, window), *stored(pattern, values), threads()
-    )
+    matrix = stored(pattern, values)
+    for part in _parts(len(x)):
+        native.conv_forward(
+            nchw(x[part]), (y[part].data_ptr(), 0, 0), address(bias), len(x[part]), *geometry(size, window), *matrix, threads()
+        )
     return y
 
 
@@ -81,21 +82,43 @@ def conv2d_backward(
     where that would be one convolution for each phase, it scatters.
     """
     g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
-    batch = g.shape[0]
-    dx = None if values is None else g.new_empty(batch, pattern.shape[1] // window.taps, *input_size)
+    dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     scattered = dx
     if values is not None and dx is not None and gathers(pattern, window):
         flipped = geometry((g.shape[2], g.shape[3]), mirrored(window))
         turned_weight = turned(pattern, values, window.taps)
-        native.conv_forward(nchw(g), (dx.data_ptr(), 0, 0), 0, batch, *flipped, *turned_weight, threads())
+        for part in _parts(len(g)):
+            native.conv_forward(
+                nchw(g[part]), (dx[part].data_ptr(), 0, 0), 0, len(g[part]), *flipped, *turned_weight, threads()
+            )
         scattered = None
-    if scattered is not None or dvalues is not None:
+    if scattered is None and dvalues is None:
+        return dx, None
+    matrix, total = stored(pattern, values), None
+    for part in _parts(len(g)):
         native.conv_backward(
-            nchw(g), nchw(x), (address(scattered), 0, 0), address(dvalues), batch,
-            *geometry(input_size, window), *stored(pattern, values), threads(),
+            nchw(g[part]), nchw(_part(x, part)), (address(_part(scattered, part)), 0, 0), address(dvalues),
+            len(g[part]), *geometry(input_size, window), *matrix, threads(),
         )  # fmt: skip
-    return dx, dvalues
+        if dvalues is not None:
+            total = dvalues.clone() if total is None else total.add_(dvalues)
+    return dx, total
+
+
+def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+def _parts(batch: int) -> list[slice]:
+    """The batch, or its whole blocks and its rest where that would leave much of the last block empty.
+
+    The rest is computed with fewer images side by side.
+    """
+    whole = batch // LANES * LANES
+    if 0 < whole < batch and not fills_blocks(batch):
+        return [slice(0, whole), slice(whole, batch)]
+    return [slice(0, batch)]
 
 
 def scratch_bytes() -> int:

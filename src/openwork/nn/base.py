@@ -15,6 +15,7 @@ from openwork.nn.dense_view import DenseView
 from openwork.nn.master import resize, straight_through
 from openwork.nn.unpacking import unpacked
 from openwork.pattern import Pattern, PatternError, same_pattern
+from openwork.resident import to_nchw
 
 _INDEX = ("rows", "offsets", "cols")
 
@@ -221,6 +222,6 @@ def _observe(module: SparseModule, x: Tensor, collector: Collector) -> Tensor:
     # Outside any compiled graph: a hook with side effects has no place in one, and few steps are watched.
     out = module._computed(x)
     if out.requires_grad:
-        seen = x.detach().to(module.values.dtype)
-        out.register_hook(lambda g: collector.record(seen, g.detach().to(seen.dtype)))
+        seen, dtype = x.detach(), module.values.dtype
+        out.register_hook(lambda g: collector.record(to_nchw(seen).to(dtype), to_nchw(g.detach()).to(dtype)))
     return out

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from openwork.kernels.conv2d import check_conv2d
 from openwork.kernels.operator import asked, parts, unwatched
-from openwork.kernels.window import Window
+from openwork.kernels.window import Window, fills_blocks
 from openwork.pattern import Pattern
-from openwork.resident.formula import LANES, Formula
+from openwork.resident.formula import Formula
 from openwork.resident.switch import enabled
 from openwork.resident.tensor import Content, ResidentTensor, to_nchw
 
@@ -37,8 +37,7 @@ def takes(x: Tensor, kernel: str) -> bool:
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, though not exported
     if tracing or torch._C._are_functorch_transforms_active():
         return False
-    batch = x.shape[0]
-    return 100 * (-(-batch // LANES) * LANES) <= 115 * batch
+    return fills_blocks(x.shape[0])
 
 
 def conv2d(

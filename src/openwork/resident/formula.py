@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-LANES = 16
-"""Images that lie side by side."""
+from openwork.kernels.window import LANES
 
 Size = tuple[int, int, int, int]
 _TENSORS = ("x", "y", "gate", "keep")

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from openwork.kernels.window import LANES
 from openwork.resident import native
-from openwork.resident.formula import LANES, Formula, Size
+from openwork.resident.formula import Formula, Size
 from openwork.resident.tensor import GENERAL, ResidentTensor, handles, is_resident, wrap
 
 aten = torch.ops.aten
