@@ -19,6 +19,7 @@ ALLOWED = {
     "schedules": set(),
     "budgets": set(),
     "names": set(),
+    "allocator": set(),
     "layouts": {"pattern", "scores", "budgets", "names", "layouts"},
     "methods": {"scores", "schedules", "budgets", "methods"},
     "kernels": {"pattern", "kernels"},

@@ -57,9 +57,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows for all linear and convolution layers of a model; prints as a table."""
+    """Rows for all linear and convolution layers of a model; prints as a table.
+
+    Attributes:
+        rows: one for each layer.
+        advice: how training steps would get their memory faster, None where there is nothing to say.
+    """
 
     rows: tuple[Row, ...]
+    advice: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -70,7 +76,7 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know: layers left dense, kernels that compute densely, and what ``kernel="auto"`` measured."""
+        """What a user should know: layers left dense, kernels that compute densely, measured times, advice."""
         notes = [f"{row.layer} stays dense: {row.kernel}" for row in self.rows if row.layout == "dense"]
         masters = [row.layer for row in self.rows if row.master]
         if masters:
@@ -79,7 +85,8 @@ class Report:
             unpacked = [row.layer for row in self.rows if row.layout != "dense" and kernel in row.kernel.split()]
             if unpacked:
                 notes.append(f"kernel {kernel!r} unpacks the weight to dense at every use: {', '.join(unpacked)}")
-        return (*notes, *(f"{row.layer}, {timing}" for row in self.rows for timing in row.timings))
+        measured = [f"{row.layer}, {timing}" for row in self.rows for timing in row.timings]
+        return (*notes, *measured, *(() if self.advice is None else (self.advice,)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         layouts = {row.layout for row in self.rows if row.layout != "dense"}
@@ -111,8 +118,10 @@ class Report:
         return text.getvalue()
 
 
-def build_report(layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn.Module, str]], order: list[str]) -> Report:
-    """Rows in the model's order."""
+def build_report(
+    layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn.Module, str]], order: list[str], advice: str | None = None
+) -> Report:
+    """Rows in the model's order, and what else there is to say."""
     rows = []
     for name in order:
         if name in layers:
@@ -120,7 +129,7 @@ def build_report(layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn
         else:
             module, reason = dense[name]
             rows.append(_dense_row(name, module, reason))
-    return Report(tuple(rows))
+    return Report(tuple(rows), advice)
 
 
 def _sparse_row(layer: SparseLayer) -> Row:
