@@ -5,9 +5,10 @@
 Every figure comes from a process of its own: it imports everything and runs a small product, which is the ``interpreter``;
 makes model, batch and optimizer; resets the system's high-water mark and takes three steps (forward, backward, SGD with
 momentum).  ``peak`` is that mark beyond the interpreter.  ``held`` is what weights, gradients, optimizer state and indices take
-of it, counted tensor by tensor; nearly all of the rest are activations.  ``left`` is what is still resident when model, batch
-and optimizer are deleted, ``trimmed`` when the allocator was asked to give back what it keeps (``malloc_trim``).  With the
-allocator ``keeps``, the environment has the setting that the other benchmarks use; ``default`` has none.
+of it, counted tensor by tensor; nearly all of the rest are activations and temporaries.  ``left`` is what is still resident
+when model, batch and optimizer are deleted, of which ``scratch`` is kept by openwork's kernels; ``released`` is what remains
+once kernels and allocator (``malloc_trim``) were asked to give back what they keep.  With the allocator ``keeps``, the
+environment has the setting that the other benchmarks use; ``default`` has none.
 """
 
 from __future__ import annotations
@@ -28,21 +29,34 @@ from timing import ALLOCATOR, RESULTS, report
 from torch import nn
 
 import openwork as ow
+from openwork.kernels import cpu
 
 STEPS = 3
 DENSE = ("dense", "dense channels_last")
 MEGA = 1e6
-COLUMNS = ("model", "way", "allocator", "interpreter MB", "peak MB", "held MB", "left MB", "trimmed MB", "peak / dense")
+COLUMNS = (
+    "model",
+    "way",
+    "allocator",
+    "interpreter MB",
+    "peak MB",
+    "held MB",
+    "left MB",
+    "scratch MB",
+    "released MB",
+    "peak / dense",
+)
 
 
 class Figures(NamedTuple):
-    """Bytes, all but the first beyond the interpreter's."""
+    """Bytes; ``peak``, ``left`` and ``released`` are those beyond the interpreter's."""
 
     interpreter: int
     peak: int
     held: int
     left: int
-    trimmed: int
+    scratch: int
+    released: int
 
 
 def status(field: str) -> int:
@@ -62,8 +76,9 @@ def reset_peak() -> bool:
     return True
 
 
-def trim() -> None:
-    """Give back what the allocator keeps, where it is glibc's."""
+def release() -> None:
+    """Give back what the kernels keep, and what the allocator does where it is glibc's."""
+    cpu.release_scratch()
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if give_back is not None:
         give_back(0)
@@ -88,25 +103,26 @@ def measure(name: str, way: str, sparsity: float) -> Figures:
     take(tiny, torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))
     del tiny
     gc.collect()
-    trim()
+    release()
     interpreter = status("VmRSS")
     task = TASKS[name]
     model, x, labels = task.model(), torch.randn(task.batch, *task.shape), torch.randint(0, 10, (task.batch,))
     if way not in DENSE:
         ow.sparsify(model, sparsity=sparsity, layout=LAYOUTS[way](), method="static")
     elif way == DENSE[1]:
-        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        order = torch.channels_last
+        model, x = model.to(memory_format=order), x.to(memory_format=order)  # type: ignore[call-overload]
     gc.collect()
-    trim()
+    release()
     if not reset_peak():
         print(f"{name}, {way}: the high-water mark cannot be reset, so making the model counts too", file=sys.stderr)
     held = take(model, x, labels)
     peak = status("VmHWM")
     del model, x, labels
     gc.collect()
-    left = status("VmRSS")
-    trim()
-    return Figures(interpreter, *(value - interpreter for value in (peak, held + interpreter, left, status("VmRSS"))))
+    left, scratch = status("VmRSS"), cpu.scratch_bytes()
+    release()
+    return Figures(interpreter, peak - interpreter, held, left - interpreter, scratch, status("VmRSS") - interpreter)
 
 
 def in_a_process(name: str, way: str, sparsity: float, keeps: bool, threads: int) -> Figures:
