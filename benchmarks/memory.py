@@ -7,8 +7,11 @@ makes model, batch and optimizer; resets the system's high-water mark and takes 
 momentum).  ``peak`` is that mark beyond the interpreter.  ``held`` is what weights, gradients, optimizer state and indices take
 of it, counted tensor by tensor; nearly all of the rest are activations and temporaries.  ``left`` is what is still resident
 when model, batch and optimizer are deleted, of which ``scratch`` is kept by openwork's kernels; ``released`` is what remains
-once kernels and allocator (``malloc_trim``) were asked to give back what they keep.  With the allocator ``keeps``, the
-environment has the setting that the other benchmarks use; ``default`` has none.
+once kernels and allocator (``malloc_trim``) were asked to give back what they keep.
+
+The allocator is glibc's as it is (``default``), with the setting of the other benchmarks, by which it ``keeps`` what is freed,
+or with one by which it ``returns`` every block of 1 MB or more to the system at once.  That one is slow and leaves no gaps
+between blocks: its peak is what the steps need, and what the others show beyond it is theirs.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import openwork as ow
 from openwork.kernels import cpu
 
 STEPS = 3
+ALLOCATORS = {"default": {}, "keeps": ALLOCATOR, "returns": {"MALLOC_MMAP_THRESHOLD_": str(2**20)}}
 DENSE = ("dense", "dense channels_last")
 MEGA = 1e6
 COLUMNS = (
@@ -125,9 +129,9 @@ def measure(name: str, way: str, sparsity: float) -> Figures:
     return Figures(interpreter, peak - interpreter, held, left - interpreter, scratch, status("VmRSS") - interpreter)
 
 
-def in_a_process(name: str, way: str, sparsity: float, keeps: bool, threads: int) -> Figures:
+def in_a_process(name: str, way: str, sparsity: float, allocator: str, threads: int) -> Figures:
     """The same in a fresh process."""
-    environment = {key: value for key, value in os.environ.items() if key not in ALLOCATOR} | (ALLOCATOR if keeps else {})
+    environment = {key: value for key, value in os.environ.items() if key not in ALLOCATOR} | ALLOCATORS[allocator]
     command = [sys.executable, __file__, "--one", name, way, "--sparsity", str(sparsity), "--threads", str(threads)]
     # Its warning about the allocator's setting is what this benchmark shows.
     environment["PYTHONWARNINGS"] = "ignore"
@@ -140,7 +144,7 @@ def rows_of(name: str, sparsity: float, allocators: list[str], threads: int) -> 
     ways = [way for way in (*DENSE, *LAYOUTS) if len(TASKS[name].shape) == 3 or way != DENSE[1]]
     rows = []
     for allocator in allocators:
-        found = {way: in_a_process(name, way, sparsity, allocator == "keeps", threads) for way in ways}
+        found = {way: in_a_process(name, way, sparsity, allocator, threads) for way in ways}
         least = min(found[way].peak for way in ways if way in DENSE)
         for way, figures in found.items():
             title = way if way in DENSE else f"{way}, {sparsity:g}"
@@ -161,7 +165,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(*arguments.one, arguments.sparsity)))
         return
-    names, allocators = (["wrn22-2"], ["default"]) if arguments.quick else (arguments.models, ["default", "keeps"])
+    names, allocators = (["wrn22-2"], ["default"]) if arguments.quick else (arguments.models, list(ALLOCATORS))
     rows = [row for name in names for row in rows_of(name, arguments.sparsity, allocators, arguments.threads)]
     report("memory", "Peak resident memory of training steps, beyond the interpreter's own", COLUMNS, rows, arguments.output)
 
