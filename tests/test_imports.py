@@ -20,6 +20,7 @@ ALLOWED = {
     "schedules": set(),
     "budgets": set(),
     "names": set(),
+    "allocator": set(),
     "layouts": {"compiled", "pattern", "scores", "budgets", "names", "layouts"},
     "methods": {"compiled", "scores", "schedules", "budgets", "methods"},
     "kernels": {"pattern", "kernels"},

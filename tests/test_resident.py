@@ -345,6 +345,23 @@ def test_statistics_survive_a_large_mean(offset):
     torch.testing.assert_close(norm.running_var.double(), twin.running_var, rtol=2e-6 * (1 + offset / 100), atol=0)
 
 
+def test_the_report_counts_conversions():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3))
+    sparsity = ow.sparsify(model, sparsity=0.5, layout="unstructured", method="static")
+    model(images())
+    rows = {row.layer: dict(row.conversions) for row in sparsity.report().rows}
+    assert rows == {"0": {}, "2": {"native_group_norm.default": 1}, "4": {}}
+    assert "2, resident output: native_group_norm.default x 1" in str(sparsity.report())
+
+
+def test_auto_measures_resident_inputs():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    ow.sparsify(model, sparsity=0.5, layout="unstructured", method="static", kernel="auto")
+    expected = ow.densify(copy.deepcopy(model))(images())
+    torch.testing.assert_close(resident.to_nchw(model(images())), expected, rtol=1e-4, atol=1e-4)
+    assert len(model[2].timings) == 1
+
+
 MODELS = {
     "resnet20": lambda: CifarResNet(20),
     "resnet18": CifarResNet18,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ class SparseModule(nn.Module, ABC):
         kernel: the backend asked for, None for the fastest that there is; ``"auto"`` for whichever of that one and the dense
             product is measured to be faster (see ``openwork.nn.auto``).
         timings: what was measured, the newest last; it is no part of the state.
+        conversions: how often its output, where that was resident, was turned to NCHW or back, by what wanted it.
         collector: evidence for a topology update; None unless the layer is armed.
         master: Parameter of the dense weight's shape, for methods that train all weights; ``values`` are then copies of its
             active ones and have no gradient.  None for all other methods; empty once such a method has ended.
@@ -55,6 +57,7 @@ class SparseModule(nn.Module, ABC):
             self.register_buffer(name, getattr(pattern, name).to(values.device))
         self.kernel = kernel
         self.timings: dict[Key, Timing] = {}
+        self.conversions: Counter[str] = Counter()
         self.collector: Collector | None = None
 
     @property

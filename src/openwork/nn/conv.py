@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Literal, cast
 
 import torch
@@ -65,7 +64,6 @@ class SparseConv2d(SparseModule):
         self.out_channels, self.in_channels = self.shape[0], self.shape[1] // taps * groups
         self.kernel_size, self.stride, self.dilation, self.groups = kernel_size, stride, dilation, groups
         self.padding_mode = padding_mode
-        self.conversions: Counter[str] = Counter()
         (top, bottom), (left, right) = (side if isinstance(side, tuple) else (side, side) for side in padding)
         even = top == bottom and left == right and padding_mode == "zeros"
         self.padding = (top, left) if even else (0, 0)
