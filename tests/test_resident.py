@@ -346,7 +346,9 @@ def test_statistics_survive_a_large_mean(offset):
 
 
 def test_the_report_counts_conversions():
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3))
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3)
+    )
     sparsity = ow.sparsify(model, sparsity=0.5, layout="unstructured", method="static")
     model(images())
     rows = {row.layer: dict(row.conversions) for row in sparsity.report().rows}
