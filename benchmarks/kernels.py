@@ -2,7 +2,9 @@
 
     python benchmarks/kernels.py
 
-Everything starts and ends in plain tensors, [batch, features] or NCHW, so conversions to the kernels' own layout are paid.
+Everything starts and ends in plain tensors, [batch, features] or NCHW, so conversions to the kernels' own layout are paid;
+but for ``chain``, which is a convolution between others, whose input and output gradient come in that layout (all three
+products, too, through the module and autograd).
 Dense is the best of: for linear layers F.linear, oneDNN's linear with operands already transposed for it, and a 1 x 1
 convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
 is timed, its results are compared with dense ones; a wrong result stops the benchmark.
@@ -20,13 +22,16 @@ import torch.nn.functional as F
 from timing import RESULTS, assert_right, interleaved, report, warm_allocator
 from torch import Tensor
 
+from openwork import resident
 from openwork.kernels import ops
+from openwork.nn import SparseConv2d
 from openwork.pattern import Pattern, consecutive_rows
 
 Functions = dict[str, Callable[[], Any]]
 HEIGHTS = {"blocks 16": 16, "vectors 4": 4, "unstructured": 1}
 COLUMNS = (
     "layer", "sparsity", "layout", "dense forward ms", "dense all ms", "forward ms", "all ms", "forward x", "all x",
+    "chain ms", "chain x",
 )  # fmt: skip
 
 
@@ -100,6 +105,19 @@ class Conv(NamedTuple):
     def sparse(self, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         stride = (self.stride, self.stride)
         return ops.conv2d(x, values, pattern, None, kernel_size=(3, 3), stride=stride, padding=(1, 1), kernel="cpu")
+
+    def chain(self, x: Tensor, g: Tensor, values: Tensor, pattern: Pattern) -> Callable[[], Any]:
+        """All three products, from resident tensors to resident tensors."""
+        module = SparseConv2d(
+            pattern,
+            values.detach().clone(),
+            kernel_size=(3, 3),
+            stride=(self.stride, self.stride),
+            padding=(1, 1),
+            kernel="cpu",
+        )
+        image, gradient = resident.from_nchw(x).requires_grad_(), resident.from_nchw(g)
+        return lambda: torch.autograd.grad(module(image), (image, module.values), gradient)
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight.view(self.outputs, self.inputs, 3, 3), None, self.stride, 1)
@@ -181,6 +199,8 @@ def measure(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> 
             def twice(values: Tensor = values, once: Callable[[], Tensor] = once) -> Any:
                 return torch.autograd.grad(once(), (x_wanted, values), g)
 
+            if isinstance(layer, Conv):
+                functions["chain", sparsity, name] = layer.chain(x, g, values, pattern)
             functions |= {("forward", sparsity, name): once, ("both", sparsity, name): twice}
     times = interleaved(functions, repeats)
     dense_forward, dense_both = (min(times[kind, way] for way in forward) for kind in ("dense forward", "dense both"))
@@ -189,7 +209,9 @@ def measure(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> 
         for name in HEIGHTS:
             one, all_three = times["forward", sparsity, name], times["both", sparsity, name]
             ratios = (dense_forward / one, dense_both / all_three)
-            rows.append((str(layer), f"{sparsity:g}", name, dense_forward, dense_both, one, all_three, *ratios))
+            chain = times.get(("chain", sparsity, name))
+            between = ("", "") if chain is None else (chain, dense_both / chain)
+            rows.append((str(layer), f"{sparsity:g}", name, dense_forward, dense_both, one, all_three, *ratios, *between))
     return rows
 
 

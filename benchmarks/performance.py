@@ -3,7 +3,8 @@
     python benchmarks/performance.py
 
 Dense is the fastest dense way of ``kernels.py`` and ``step.py``, which take the times here too.  Layers: forward, input
-gradient and weight gradient, from and to plain tensors.  Steps: forward, backward and SGD with momentum.  All sparsities,
+gradient and weight gradient; linear ones from and to plain tensors, convolutions as between others, from and to the kernels'
+layout.  Steps: forward, backward and SGD with momentum.  All sparsities,
 layouts and dense ways of one layer or model take turns.  ``from`` is the sparsity at which the curve, interpolated, crosses
 dense for good; ``vectors 4`` are 4 x 1 blocks.
 """
@@ -42,7 +43,7 @@ def layer_curves(layers: Sequence[Any], sparsities: Sequence[float], repeats: in
     """Forward and backward of single layers."""
     found = []
     for layer in layers:
-        # A row of ``kernels.measure``: layer, sparsity, layout, four times, and how much faster forward and all of it are.
+        # The last number of a row of ``kernels.measure`` is how much faster all of it is: in a chain, for a convolution.
         rows = kernels.measure(layer, sparsities, repeats)
         found += [_curve(str(layer), layout, [r for r in rows if r[2] == layout], dense=4) for layout in kernels.HEIGHTS]
     return found
@@ -59,7 +60,7 @@ def step_curves(models: Sequence[str], sparsities: Sequence[float], budget: str,
 
 
 def _curve(name: str, layout: str, rows: list[tuple[Any, ...]], dense: int) -> Curve:
-    return name, layout, rows[0][dense], [row[-1] for row in rows]
+    return name, layout, rows[0][dense], [[cell for cell in row if isinstance(cell, float)][-1] for row in rows]
 
 
 def break_even(sparsities: Sequence[float], faster: Sequence[float]) -> float | None:

@@ -3,5 +3,6 @@
 from openwork.nn.base import SparseModule
 from openwork.nn.conv import SparseConv2d
 from openwork.nn.linear import SparseLinear
+from openwork.resident.switch import resident
 
-__all__ = ["SparseConv2d", "SparseLinear", "SparseModule"]
+__all__ = ["SparseConv2d", "SparseLinear", "SparseModule", "resident"]

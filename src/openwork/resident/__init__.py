@@ -13,4 +13,5 @@ from openwork.resident.formula import Formula as Formula
 from openwork.resident.switch import enabled as enabled
 from openwork.resident.switch import resident as resident
 from openwork.resident.tensor import ResidentTensor as ResidentTensor
+from openwork.resident.tensor import from_nchw as from_nchw
 from openwork.resident.tensor import to_nchw as to_nchw

@@ -149,6 +149,27 @@ def to_nchw(tensor: Tensor) -> Tensor:
     return _Plain.apply(tensor) if isinstance(tensor, ResidentTensor) else tensor
 
 
+def from_nchw(tensor: Tensor) -> ResidentTensor:
+    """The numbers of a contiguous float32 tensor ``[N, C, H, W]`` on the cpu as a resident one, without history.
+
+    Raises:
+        ValueError: ``tensor`` is none of that.
+    """
+    if (
+        type(tensor) is not Tensor
+        or tensor.dim() != 4
+        or tensor.dtype != torch.float32
+        or tensor.device != CPU
+        or not tensor.numel()
+    ):
+        raise ValueError(
+            f"tensor must be float32 [N, C, H, W] on the cpu, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        )
+    from openwork.resident.operations import native
+
+    return ResidentTensor(Content(native.numbers(tensor.detach().contiguous())[0], Counter()))
+
+
 class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: ResidentTensor) -> Tensor:
