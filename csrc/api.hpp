@@ -49,6 +49,8 @@ struct Kernels {
     Failure (*linear_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
     // A null dx or dw is not computed; dw needs x.
     Failure (*linear_backward)(const Stored&, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads);
+    // A matrix of height 1 that cut() has cut into windows of columns.
+    Failure (*segments_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
     Failure (*conv_forward)(const Stored&, const Image&, const float* x, const float* bias, float* y, int threads);
     Failure (*conv_backward)(const Stored&, const Image&, const float* g, const float* x, float* dx, float* dw, int threads);
     // Adds to common[n_rows][n_rows] how many of the columns first_column.. every two rows share; bits is [n_rows][words],

@@ -4,8 +4,7 @@
 
 #include "../scratch.hpp"
 #include "linear.hpp"
-#include "memory.hpp"
-#include "pack.hpp"
+#include "panels.hpp"
 #include "tiles.hpp"
 
 #include <omp.h>
@@ -14,33 +13,10 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kPanel = 64;           // samples in a panel
 constexpr int64_t kReduction = 256;      // samples that one reduction of a weight gradient runs over, at most
 constexpr int64_t kWindow = 120 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kTilesPerGroup = 4;    // tiles that share one pass over a group's weights
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
-
-// Offsets of `features` rows of a panel.
-int32_t* places(Memory& memory, int64_t features, int64_t stride) {
-    int32_t* at = memory.take<int32_t>(features);
-    for (int64_t f = 0; f < features; ++f) at[f] = static_cast<int32_t>(f * stride);
-    return at;
-}
-
-// [samples, features] -> [feature][sample], the samples filled up with 0 to a multiple of 16.
-void pack_panel(const float* x, int64_t features, int64_t samples, const int32_t* at, float* panel) {
-    for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at, features, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
-        pack(move, x + s * features, panel + s);
-    }
-}
-
-void unpack_panel(const float* panel, int64_t features, int64_t from, int64_t to, int64_t samples, const int32_t* at, float* y) {
-    for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at + from, to - from, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
-        unpack(move, panel + s, y + s * features + from);
-    }
-}
 
 // The group at which share `part` of `parts` begins, by stored columns.
 int64_t share(const Lowered& a, int64_t part, int64_t parts) {
@@ -53,24 +29,11 @@ int64_t share(const Lowered& a, int64_t part, int64_t parts) {
     return part == parts ? a.groups : part == 0 ? 0 : low;
 }
 
-// Plain memory that is used next.  It is asked for bit by bit while the arithmetic runs; all at once it would only queue up.
-struct Ahead {
-    const float* read;
-    int64_t read_floats;
-    const float* written;
-    int64_t written_floats;
-
-    void fetch(int64_t step, int64_t steps) const {
-        for (int64_t i = read_floats * step / steps & -16; i < read_floats * (step + 1) / steps; i += 16) __builtin_prefetch(read + i, 0, 2);
-        for (int64_t i = written_floats * step / steps & -16; i < written_floats * (step + 1) / steps; i += 16) __builtin_prefetch(written + i, 1, 2);
-    }
-};
-
 template <typename Op>
 void product_with(const Ahead& ahead, const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors) {
     const int64_t steps = most<int64_t>(1, least(kSteps, g1 - g0));
     for (int64_t i = 0; i < steps; ++i) {
-        ahead.fetch(i, steps);
+        fetch(ahead, i, steps);
         product<Op>(a, g0 + (g1 - g0) * i / steps, g0 + (g1 - g0) * (i + 1) / steps, in, out, vectors, kTilesPerGroup);
     }
 }

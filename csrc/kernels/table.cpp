@@ -1,6 +1,7 @@
 #include "conv.hpp"
 #include "grouping.hpp"
 #include "linear.hpp"
+#include "segments.hpp"
 
 #define OW_NAME_(x) #x
 #define OW_NAME(x) OW_NAME_(x)
@@ -10,7 +11,7 @@ namespace OPENWORK_ISA_NAMESPACE {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward, common_columns, merges,
+    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, segments_forward, conv_forward, conv_backward, common_columns, merges,
 };
 
 }  // namespace OPENWORK_ISA_NAMESPACE

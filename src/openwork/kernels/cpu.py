@@ -25,6 +25,7 @@ from openwork.pattern import Pattern
 _Index = tuple[Tensor, Tensor, Tensor]
 _transposed = WeakTensorKeyDictionary()
 _transposed_lock = threading.Lock()
+_cut = WeakTensorKeyDictionary()
 
 
 @register("linear", "cpu")
@@ -32,7 +33,10 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> 
     """``x W^T + bias``, panel by panel of the batch."""
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     y = x.new_empty(x.shape[0], pattern.shape[0])
-    native.linear_forward(x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_stored(pattern, values), _threads())
+    if pattern.height == 1 and pattern.shape[1] > native.SEGMENT_COLUMNS:
+        _segments_forward(x, values, pattern, bias, y, turned=False)
+    else:
+        native.linear_forward(x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_stored(pattern, values), _threads())
     return y
 
 
@@ -49,7 +53,10 @@ def linear_backward(
     dx = None if values is None else g.new_empty(g.shape[0], pattern.shape[1])
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     scattered = dx
-    if values is not None and dx is not None and pattern.height == 1:
+    if values is not None and dx is not None and pattern.height == 1 and pattern.shape[0] > native.SEGMENT_COLUMNS:
+        _segments_forward(g, values, pattern, None, dx, turned=True)
+        scattered = None
+    elif values is not None and dx is not None and pattern.height == 1:
         native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *_turned(pattern, values, 1), _threads())
         scattered = None
     if scattered is not None or dvalues is not None:
@@ -57,6 +64,38 @@ def linear_backward(
             g.data_ptr(), _address(x), _address(scattered), _address(dvalues), g.shape[0], *_stored(pattern, values), _threads()
         )
     return dx, dvalues
+
+
+def _segments_forward(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, y: Tensor, *, turned: bool) -> None:
+    """``linear`` with a pattern of height 1, or with its transposition, cut into windows of columns whose inputs fit L1."""
+    offsets, cols, order = _windows(pattern, turned)
+    rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
+    native.segments_forward(
+        x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(),
+        cols.data_ptr(), rows, inputs, rows, 1, len(cols), _threads(),
+    )  # fmt: skip
+
+
+def _windows(pattern: Pattern, turned: bool) -> _Index:
+    # Kept like the transposition.
+    key = (pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    with _transposed_lock:
+        known: dict[bool, tuple[tuple[int, ...], _Index]] = _cut.setdefault(pattern.cols, {})
+        found = known.get(turned)
+    if found is not None and found[0] == key:
+        return found[1]
+    if turned:
+        offsets, cols, order = _transpose(pattern, 1)
+        shape = (pattern.shape[1], pattern.shape[0])
+        whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, shape[0], 1, len(cols))
+    else:
+        shape, whole = pattern.shape, _stored(pattern, None)
+    windows = -(-shape[1] // native.SEGMENT_COLUMNS)
+    index = torch.empty(windows * shape[0] + 1, dtype=torch.int32), torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
+    native.cut(*(part.data_ptr() for part in index), *whole)
+    with _transposed_lock:
+        known[turned] = (key, index)
+    return index
 
 
 @register("conv2d", "cpu")
@@ -159,12 +198,17 @@ def _transposition(pattern: Pattern, taps: int) -> _Index:
     if found is not None and found[0] == key:
         index: _Index = found[1]
         return index
+    index = _transpose(pattern, taps)
+    with _transposed_lock:
+        _transposed[pattern.cols] = (key, index)
+    return index
+
+
+def _transpose(pattern: Pattern, taps: int) -> _Index:
     _check_index(pattern)
     offsets = torch.empty(pattern.shape[1] // taps + 1, dtype=torch.int32)
     cols, order = torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
     native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *_stored(pattern, None))
-    with _transposed_lock:
-        _transposed[pattern.cols] = (key, (offsets, cols, order))
     return offsets, cols, order
 
 
