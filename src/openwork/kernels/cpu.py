@@ -84,14 +84,13 @@ def _windows(pattern: Pattern, turned: bool) -> _Index:
         found = known.get(turned)
     if found is not None and found[0] == key:
         return found[1]
+    rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
+    whole: tuple[int, ...] = _stored(pattern, None)
     if turned:
         offsets, cols, order = _transpose(pattern, 1)
-        shape = (pattern.shape[1], pattern.shape[0])
-        whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, shape[0], 1, len(cols))
-    else:
-        shape, whole = pattern.shape, _stored(pattern, None)
-    windows = -(-shape[1] // native.SEGMENT_COLUMNS)
-    index = torch.empty(windows * shape[0] + 1, dtype=torch.int32), torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
+        whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), rows, inputs, rows, 1, len(cols))
+    cut_offsets = torch.empty(-(-inputs // native.SEGMENT_COLUMNS) * rows + 1, dtype=torch.int32)
+    index = cut_offsets, torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
     native.cut(*(part.data_ptr() for part in index), *whole)
     with _transposed_lock:
         known[turned] = (key, index)
