@@ -67,7 +67,7 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
             const int64_t last = least(batch, (t + 1) * own);
             for (int64_t s = t * own; s < last; s += width) {
                 const int64_t samples = least(width, last - s), vectors = up(samples, kBatchLanes) / kLanes;
-                pack_panel(x + s * inputs, inputs, samples, in_at, my_in);
+                pack_panel(x + s * inputs, inputs, 0, inputs, samples, in_at, my_in);
                 const int64_t after = least(width, last - s - samples);
                 const Ahead ahead{x + (s + samples) * inputs, after * inputs, y + s * outputs, samples * outputs};
                 product_with<Gather>(ahead, a, 0, a.groups, my_in, my_out, vectors);
@@ -78,7 +78,8 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
         float* shared = out + threads * outputs * stride;
         for (int64_t s = first_shared; s < batch; s += width) {
             const int64_t samples = least(width, batch - s), vectors = up(samples, kBatchLanes) / kLanes;
-            pack_panel(x + s * inputs, inputs, samples, in_at, my_in);
+            // Packing all of it again costs a thread less than fetching what another one has just packed.
+            pack_panel(x + s * inputs, inputs, 0, inputs, samples, in_at, my_in);
             product<Gather>(a, share(a, id, team), share(a, id + 1, team), my_in, shared, vectors, kTilesPerGroup);
             if (id == 0) fill_missing(a, bias, shared, stride, vectors);
 #pragma omp barrier
@@ -107,8 +108,8 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
     const int64_t samples = least(b.wide, b.batch - s), units = (samples + kBatchLanes - 1) / kBatchLanes;
     const int64_t first = units * id / team * kBatchLanes, last = least(samples, units * (id + 1) / team * kBatchLanes);
     if (first < last) {
-        pack_panel(b.g + (s + first) * b.outputs, b.outputs, last - first, b.g_at, b.g_panel + first);
-        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, last - first, b.x_at, b.x_panel + first);
+        pack_panel(b.g + (s + first) * b.outputs, b.outputs, 0, b.outputs, last - first, b.g_at, b.g_panel + first);
+        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, 0, b.inputs, last - first, b.x_at, b.x_panel + first);
     }
 #pragma omp barrier
     if (b.dx != nullptr) {
@@ -121,9 +122,12 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
             unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
         }
     }
+    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether.
+    const auto boundary = [&](int64_t i) { return b.dx == nullptr ? units * i : least(units * team, 2 * units * i - units * i / team * team); };
     for (int64_t t = 0; t < samples && b.dw != nullptr; t += kReduction) {
         const Lowered& a = *b.for_dw;
-        const int64_t from = share(a, id, team), to = share(a, id + 1, team), count = least(kReduction, samples - t);
+        const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
+        const int64_t count = least(kReduction, samples - t);
         const int64_t window = kWindow / up(count, kBatchLanes) * b.stride;
         dots_in_windows(a, from, to, b.inputs * b.stride, window, b.x_panel + t, b.g_panel + t,
                         {1, 0, 0, up(count, kBatchLanes) / kLanes}, b.next + from, b.dw);

@@ -16,11 +16,11 @@ OW_INLINE int32_t* places(Memory& memory, int64_t features, int64_t stride) {
     return at;
 }
 
-// [samples, features] -> [feature][sample], the samples filled up with 0 to a multiple of 16.
-OW_INLINE void pack_panel(const float* x, int64_t features, int64_t samples, const int32_t* at, float* panel) {
+// Features [from, to) of [samples, features] -> [feature][sample], the samples filled up with 0 to a multiple of 16.
+OW_INLINE void pack_panel(const float* x, int64_t features, int64_t from, int64_t to, int64_t samples, const int32_t* at, float* panel) {
     for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at, features, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
-        pack(move, x + s * features, panel + s);
+        const Move move{at + from, to - from, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
+        pack(move, x + s * features + from, panel + s);
     }
 }
 

@@ -56,6 +56,7 @@ void rows_product(const Cut& c, int64_t r0, int64_t r1, const float* in, float* 
             int64_t v = 0;
             for (; v + 8 <= vectors; v += 8) rows_tile<8>(c, w, from, to, in + v * kLanes, out + v * kLanes, stride);
             for (; v + 4 <= vectors; v += 4) rows_tile<4>(c, w, from, to, in + v * kLanes, out + v * kLanes, stride);
+            for (; v + 3 <= vectors; v += 3) rows_tile<3>(c, w, from, to, in + v * kLanes, out + v * kLanes, stride);
             for (; v + 2 <= vectors; v += 2) rows_tile<2>(c, w, from, to, in + v * kLanes, out + v * kLanes, stride);
             for (; v < vectors; ++v) rows_tile<1>(c, w, from, to, in + v * kLanes, out + v * kLanes, stride);
         }
@@ -67,22 +68,21 @@ void rows_product(const Cut& c, int64_t r0, int64_t r1, const float* in, float* 
 Failure segments_forward(const Stored& m, const float* x, const float* bias, float* y, int64_t batch, int threads) {
     const int64_t inputs = m.n_columns, outputs = m.n_rows, windows = segment_windows(inputs);
     if (batch == 0 || outputs == 0) return nullptr;
-    // Every thread has as many units of 16 samples to itself; those left over they share, each taking some of the rows.
-    const int64_t units = (batch + kBatchLanes - 1) / kBatchLanes, own = units / threads * kBatchLanes;
-    const int64_t first_shared = least(batch, own * threads), stride = most(kBatchLanes, least(kPanel, own));
+    // Every thread has as many panels to itself; the samples left over they share, each taking some of the rows.
+    const int64_t own = batch / (kPanel * threads) * kPanel, stride = least(kPanel, up(batch, kBatchLanes));
     if (most(inputs, outputs) * stride > std::numeric_limits<int32_t>::max()) return "the layer's blocked layout is too large for 32-bit offsets";
     if (m.offsets[0] != 0 || m.offsets[windows * outputs] != m.stored) return "the pattern's offsets do not run from 0 to the number of columns";
     for (int64_t i = 0; i < windows * outputs; ++i) {
         if (m.offsets[i + 1] < m.offsets[i]) return "the pattern's offsets descend";
     }
-    Scratch scratch((2 * m.stored + inputs + outputs + (threads * inputs + (threads + 1) * outputs) * stride) * 4 + 1024);
+    Scratch scratch((2 * m.stored + inputs + outputs + (threads + 1) * (inputs + outputs) * stride) * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int32_t* in_at = places(memory, inputs, stride);
     const int32_t* out_at = places(memory, outputs, stride);
     int32_t* columns = memory.take<int32_t>(m.stored);
     float* values = memory.take<float>(m.stored);
-    float* in = memory.take<float>(threads * inputs * stride);
+    float* in = memory.take<float>((threads + 1) * inputs * stride);
     float* out = memory.take<float>((threads + 1) * outputs * stride);
     bool bad = false;
     const uint32_t limit = static_cast<uint32_t>(inputs), stored = static_cast<uint32_t>(m.stored);
@@ -102,21 +102,22 @@ Failure segments_forward(const Stored& m, const float* x, const float* bias, flo
         // A runtime that grants fewer threads than asked for must still cover every share.
         for (int64_t t = id; t < threads && own > 0; t += team) {
             float* my_out = out + t * outputs * stride;
-            const int64_t last = least(batch, (t + 1) * own);
-            for (int64_t s = t * own; s < last; s += stride) {
-                const int64_t samples = least(stride, last - s), after = least(stride, last - s - samples);
-                pack_panel(x + s * inputs, inputs, samples, in_at, my_in);
-                const Ahead ahead{x + (s + samples) * inputs, after * inputs, y + s * outputs, samples * outputs};
-                rows_product(c, 0, outputs, my_in, my_out, stride, up(samples, kBatchLanes) / kLanes, ahead);
-                unpack_panel(my_out, outputs, 0, outputs, samples, out_at, y + s * outputs);
+            for (int64_t s = t * own; s < (t + 1) * own; s += kPanel) {
+                const int64_t after = s + kPanel < (t + 1) * own ? kPanel : 0;
+                pack_panel(x + s * inputs, inputs, 0, inputs, kPanel, in_at, my_in);
+                const Ahead ahead{x + (s + kPanel) * inputs, after * inputs, y + s * outputs, kPanel * outputs};
+                rows_product(c, 0, outputs, my_in, my_out, stride, kPanel / kLanes, ahead);
+                unpack_panel(my_out, outputs, 0, outputs, kPanel, out_at, y + s * outputs);
             }
         }
-        float* shared = out + threads * outputs * stride;
-        for (int64_t s = first_shared; s < batch; s += stride) {
-            const int64_t samples = least(stride, batch - s), from = outputs * id / team, to = outputs * (id + 1) / team;
-            pack_panel(x + s * inputs, inputs, samples, in_at, my_in);
-            rows_product(c, from, to, my_in, shared, stride, up(samples, kBatchLanes) / kLanes, {});
-            unpack_panel(shared, outputs, from, to, samples, out_at, y + s * outputs);
+        float *shared_in = in + threads * inputs * stride, *shared_out = out + threads * outputs * stride;
+        for (int64_t s = own * threads; s < batch; s += kPanel) {
+            const int64_t samples = least(kPanel, batch - s), from = outputs * id / team, to = outputs * (id + 1) / team;
+            pack_panel(x + s * inputs, inputs, inputs * id / team, inputs * (id + 1) / team, samples, in_at, shared_in);
+#pragma omp barrier
+            rows_product(c, from, to, shared_in, shared_out, stride, up(samples, kBatchLanes) / kLanes, {});
+            unpack_panel(shared_out, outputs, from, to, samples, out_at, y + s * outputs);
+#pragma omp barrier
         }
     }
     return nullptr;

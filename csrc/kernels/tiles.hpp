@@ -125,6 +125,9 @@ void strip(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typena
         }
         v = stop;
     }
+    if constexpr (NV == 4) {
+        if (vectors - v == 3) return strip<Op, MR, 3>(a, g0, g1, in + v * kLanes, out + v * kLanes, 3, block);
+    }
     if constexpr (NV > 1) {
         if (v < vectors) strip<Op, MR, NV / 2>(a, g0, g1, in + v * kLanes, out + v * kLanes, vectors - v, block);
     }
