@@ -13,8 +13,8 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kReduction = 256;      // samples that one reduction of a weight gradient runs over, at most
-constexpr int64_t kWindow = 120 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
+constexpr int64_t kChunk = 256;          // samples whose gradients are taken together, for each four threads
+constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kTilesPerGroup = 4;    // tiles that share one pass over a group's weights
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
@@ -97,7 +97,7 @@ struct Backward {
     const Lowered* for_dw;
     const float *g, *x;
     float *dx, *dw;
-    int64_t batch, wide, inputs, outputs, stride, panel_stride;
+    int64_t batch, wide, reduction, inputs, outputs, stride, panel_stride;
     const int32_t *g_at, *x_at, *dx_at;
     int32_t* next;
     float *g_panel, *x_panel, *dx_panels;
@@ -124,10 +124,10 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
     }
     // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether.
     const auto boundary = [&](int64_t i) { return b.dx == nullptr ? units * i : least(units * team, 2 * units * i - units * i / team * team); };
-    for (int64_t t = 0; t < samples && b.dw != nullptr; t += kReduction) {
+    for (int64_t t = 0; t < samples && b.dw != nullptr; t += b.reduction) {
         const Lowered& a = *b.for_dw;
         const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
-        const int64_t count = least(kReduction, samples - t);
+        const int64_t count = least(b.reduction, samples - t);
         const int64_t window = kWindow / up(count, kBatchLanes) * b.stride;
         dots_in_windows(a, from, to, b.inputs * b.stride, window, b.x_panel + t, b.g_panel + t,
                         {1, 0, 0, up(count, kBatchLanes) / kLanes}, b.next + from, b.dw);
@@ -142,15 +142,17 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(m.stored * m.height) * 4);
     if (batch == 0) return nullptr;
     // Wide enough for four units a thread; how the weight gradient is summed must not depend on it.
-    const int64_t wide = least((threads + 3) / 4 * kReduction, up(batch, kBatchLanes)), stride = odd_lines(wide);
+    const int64_t wide = least((threads + 3) / 4 * kChunk, up(batch, kBatchLanes)), stride = odd_lines(wide);
     const int64_t narrow = odd_lines(least(kPanel, wide));
     const int64_t panels = (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow : 0);
+    // Single rows use every input once for each weight: wider windows matter more to them than fewer reductions.
+    const int64_t reduction = m.height < 4 ? kChunk / 2 : kChunk;
     Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + m.groups) * 4 + panels * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, batch, wide, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, batch, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
