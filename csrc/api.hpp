@@ -93,6 +93,8 @@ struct Kernels {
     Failure (*linear_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
     // A null dx or dw is not computed; dw needs x.
     Failure (*linear_backward)(const Stored&, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads);
+    // A matrix of height 1 that cut() has cut into windows of columns.
+    Failure (*segments_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
     Failure (*conv_forward)(const Stored&, const Image&, const Activation& x, const float* bias, const Result& y, int threads);
     // A dx or dw that is not given is not computed; dw needs x.
     Failure (*conv_backward)(const Stored&, const Image&, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads);

@@ -11,6 +11,7 @@
 #include "lower.hpp"
 #include "norm.hpp"
 #include "scratch.hpp"
+#include "segments.hpp"
 
 #include <array>
 #include <limits>
@@ -126,6 +127,21 @@ NB_MODULE(_native, m) {
             wrong = kernels().linear_backward(matrix, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch, team(threads));
         }
         check(wrong);
+    });
+    m.attr("SEGMENT_COLUMNS") = kSegmentColumns;
+    m.def("segments_forward", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {
+        // Its offsets are of windows and rows, so there are no groups to say what its rows are.
+        const Stored matrix = STORED;
+        if (order == 0 || height != 1 || groups != n_rows) throw nb::value_error("the matrix has not been cut into windows of columns");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().segments_forward(matrix, at<const float>(x), at<const float>(bias), at<float>(y), batch, team(threads));
+        }
+        check(wrong);
+    });
+    m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS) {
+        check(cut(STORED, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
     });
     m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;

@@ -25,26 +25,30 @@ Pool& pool() {
     return *one;
 }
 
-// The smallest idle block that is large enough but not wastefully so.
-Block take(size_t bytes) {
+// The idle block used last that is large enough, so that calls and layers which follow each other work in the same, cached, memory.
+// Where all are too small the one used last is exchanged for a larger one: it is `surplus`, for the caller to free.
+Block take(size_t bytes, char*& surplus) {
     Pool& p = pool();
     std::lock_guard<std::mutex> guard(p.mutex);
-    size_t best = p.idle.size();
-    for (size_t i = 0; i < p.idle.size(); ++i) {
-        if (p.idle[i].bytes >= bytes && (best == p.idle.size() || p.idle[i].bytes < p.idle[best].bytes)) best = i;
-    }
-    if (best == p.idle.size()) return {nullptr, 0};
-    Block block = p.idle[best];
-    p.idle.erase(p.idle.begin() + static_cast<std::ptrdiff_t>(best));
+    size_t i = p.idle.size();
+    while (i > 0 && p.idle[i - 1].bytes < bytes) --i;
+    const bool found = i > 0;
+    if (p.idle.empty()) return {nullptr, 0};
+    const Block block = p.idle[found ? i - 1 : p.idle.size() - 1];
+    p.idle.erase(p.idle.begin() + static_cast<std::ptrdiff_t>(found ? i - 1 : p.idle.size() - 1));
     p.bytes -= block.bytes;
-    return block;
+    if (found) return block;
+    surplus = block.data;
+    return {nullptr, 0};
 }
 
 }  // namespace
 
 Scratch::Scratch(size_t bytes) : data_(nullptr), bytes_(0) {
     const size_t rounded = (bytes + 65535) / 65536 * 65536 + 65536;
-    Block block = take(rounded);
+    char* surplus = nullptr;
+    Block block = take(rounded, surplus);
+    std::free(surplus);
     if (block.data == nullptr) block = {static_cast<char*>(std::aligned_alloc(4096, rounded)), rounded};
     data_ = block.data;
     bytes_ = block.bytes;

@@ -4,8 +4,7 @@
 
 #include "../scratch.hpp"
 #include "linear.hpp"
-#include "memory.hpp"
-#include "pack.hpp"
+#include "panels.hpp"
 #include "tiles.hpp"
 
 #include <omp.h>
@@ -14,31 +13,10 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kPanel = 64;           // samples in a panel
-constexpr int64_t kWeightPanel = 512;    // samples that one reduction of a weight gradient runs over, at most
+constexpr int64_t kChunk = 256;          // samples whose gradients are taken together, for each four threads
+constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kTilesPerGroup = 4;    // tiles that share one pass over a group's weights
-
-// Offsets of `features` rows of a panel.
-int32_t* places(Memory& memory, int64_t features, int64_t stride) {
-    int32_t* at = memory.take<int32_t>(features);
-    for (int64_t f = 0; f < features; ++f) at[f] = static_cast<int32_t>(f * stride);
-    return at;
-}
-
-// [samples, features] -> [feature][sample], the samples filled up with 0 to a multiple of 16.
-void pack_panel(const float* x, int64_t features, int64_t samples, const int32_t* at, float* panel) {
-    for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at, features, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
-        pack(move, x + s * features, panel + s);
-    }
-}
-
-void unpack_panel(const float* panel, int64_t features, int64_t from, int64_t to, int64_t samples, const int32_t* at, float* y) {
-    for (int64_t s = 0; s < samples; s += kBatchLanes) {
-        const Move move{at + from, to - from, features, least(kBatchLanes, samples - s), kBatchLanes, false, false};
-        unpack(move, panel + s, y + s * features + from);
-    }
-}
+constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
 // The group at which share `part` of `parts` begins, by stored columns.
 int64_t share(const Lowered& a, int64_t part, int64_t parts) {
@@ -51,18 +29,25 @@ int64_t share(const Lowered& a, int64_t part, int64_t parts) {
     return part == parts ? a.groups : part == 0 ? 0 : low;
 }
 
+template <typename Op>
+void product_with(const Ahead& ahead, const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors) {
+    const int64_t steps = most<int64_t>(1, least(kSteps, g1 - g0));
+    for (int64_t i = 0; i < steps; ++i) {
+        fetch(ahead, i, steps);
+        product<Op>(a, g0 + (g1 - g0) * i / steps, g0 + (g1 - g0) * (i + 1) / steps, in, out, vectors, kTilesPerGroup);
+    }
+}
+
 }  // namespace
 
 Failure linear_forward(const Stored& m, const float* x, const float* bias, float* y, int64_t batch, int threads) {
     const int64_t inputs = m.n_columns, outputs = m.n_rows;
     if (batch == 0 || outputs == 0) return nullptr;
-    const int64_t units = (batch + kBatchLanes - 1) / kBatchLanes;
-    // With fewer units than threads, the threads of a unit share its output panel and split the row groups.
-    const int64_t parts = most<int64_t>(1, threads / units), owners = least<int64_t>(units, threads);
-    const int64_t width = least(kPanel, up((batch + owners - 1) / owners, kBatchLanes));
-    const int64_t stride = odd_lines(width);
-    const int64_t in_bytes = inputs * stride * 4, out_bytes = outputs * stride * 4;
-    Scratch scratch(lowered_bytes(m) + (inputs + outputs) * 4 + threads * (in_bytes + out_bytes) + 1024);
+    // Every thread has as many units of 16 samples to itself; those left over they share, each taking some of the row groups.
+    const int64_t units = (batch + kBatchLanes - 1) / kBatchLanes, own = units / threads * kBatchLanes;
+    const int64_t first_shared = least(batch, own * threads);
+    const int64_t width = most(kBatchLanes, least(kPanel, own)), stride = odd_lines(width);
+    Scratch scratch(lowered_bytes(m) + (inputs + outputs) * 4 + (threads * inputs + (threads + 1) * outputs) * stride * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int32_t* in_at = places(memory, inputs, stride);
@@ -71,30 +56,35 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
     const int64_t zero = 0;
     if (Failure wrong = lower(m, {stride, 1, &zero, stride}, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     float* in = memory.take<float>(threads * inputs * stride);
-    float* out = memory.take<float>(threads * outputs * stride);
+    float* out = memory.take<float>((threads + 1) * outputs * stride);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+        float* my_in = in + id * inputs * stride;
         // A runtime that grants fewer threads than asked for must still cover every share.
-        for (int64_t t = id; t < owners * parts; t += team) {
-            const int64_t owner = t % owners, part = t / owners;
-            float* my_in = in + id * inputs * stride;
-            float* my_out = out + owner * outputs * stride;
-            const int64_t first = units * owner / owners * kBatchLanes, last = least(batch, units * (owner + 1) / owners * kBatchLanes);
-            for (int64_t s = first; s < last; s += width) {
+        for (int64_t t = id; t < threads && own > 0; t += team) {
+            float* my_out = out + t * outputs * stride;
+            const int64_t last = least(batch, (t + 1) * own);
+            for (int64_t s = t * own; s < last; s += width) {
                 const int64_t samples = least(width, last - s), vectors = up(samples, kBatchLanes) / kLanes;
-                pack_panel(x + s * inputs, inputs, samples, in_at, my_in);
-                product<Gather>(a, share(a, part, parts), share(a, part + 1, parts), my_in, my_out, vectors, kTilesPerGroup);
-                if (part == 0) fill_missing(a, bias, my_out, stride, vectors);
-                if (parts == 1) unpack_panel(my_out, outputs, 0, outputs, samples, out_at, y + s * outputs);
+                pack_panel(x + s * inputs, inputs, 0, inputs, samples, in_at, my_in);
+                const int64_t after = least(width, last - s - samples);
+                const Ahead ahead{x + (s + samples) * inputs, after * inputs, y + s * outputs, samples * outputs};
+                product_with<Gather>(ahead, a, 0, a.groups, my_in, my_out, vectors);
+                fill_missing(a, bias, my_out, stride, vectors);
+                unpack_panel(my_out, outputs, 0, outputs, samples, out_at, y + s * outputs);
             }
         }
+        float* shared = out + threads * outputs * stride;
+        for (int64_t s = first_shared; s < batch; s += width) {
+            const int64_t samples = least(width, batch - s), vectors = up(samples, kBatchLanes) / kLanes;
+            // Packing all of it again costs a thread less than fetching what another one has just packed.
+            pack_panel(x + s * inputs, inputs, 0, inputs, samples, in_at, my_in);
+            product<Gather>(a, share(a, id, team), share(a, id + 1, team), my_in, shared, vectors, kTilesPerGroup);
+            if (id == 0) fill_missing(a, bias, shared, stride, vectors);
 #pragma omp barrier
-        for (int64_t t = id; parts > 1 && t < owners * parts; t += team) {
-            const int64_t owner = t % owners, part = t / owners, first = units * owner / owners * kBatchLanes;
-            const int64_t samples = least(kBatchLanes, batch - first);
-            unpack_panel(out + owner * outputs * stride, outputs, outputs * part / parts, outputs * (part + 1) / parts, samples, out_at,
-                         y + first * outputs);
+            unpack_panel(shared, outputs, outputs * id / team, outputs * (id + 1) / team, samples, out_at, y + s * outputs);
+#pragma omp barrier
         }
     }
     return nullptr;
@@ -107,32 +97,40 @@ struct Backward {
     const Lowered* for_dw;
     const float *g, *x;
     float *dx, *dw;
-    int64_t inputs, outputs, stride, panel_stride;
+    int64_t batch, wide, reduction, inputs, outputs, stride, panel_stride;
     const int32_t *g_at, *x_at, *dx_at;
+    int32_t* next;
     float *g_panel, *x_panel, *dx_panels;
 };
 
-// One thread's share of one weight panel of `samples` samples from sample `s` on; the whole team runs it together.
-void backward_panel(const Backward& b, int64_t s, int64_t samples, int64_t id, int64_t team) {
-    const int64_t units = (samples + kBatchLanes - 1) / kBatchLanes;
+// One thread's share of the `wide` samples from sample `s` on; the whole team runs it together.
+void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
+    const int64_t samples = least(b.wide, b.batch - s), units = (samples + kBatchLanes - 1) / kBatchLanes;
     const int64_t first = units * id / team * kBatchLanes, last = least(samples, units * (id + 1) / team * kBatchLanes);
     if (first < last) {
-        pack_panel(b.g + (s + first) * b.outputs, b.outputs, last - first, b.g_at, b.g_panel + first);
-        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, last - first, b.x_at, b.x_panel + first);
+        pack_panel(b.g + (s + first) * b.outputs, b.outputs, 0, b.outputs, last - first, b.g_at, b.g_panel + first);
+        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, 0, b.inputs, last - first, b.x_at, b.x_panel + first);
     }
 #pragma omp barrier
     if (b.dx != nullptr) {
         float* panel = b.dx_panels + id * b.inputs * b.panel_stride;
         for (int64_t t = first; t < last; t += kPanel) {
-            const int64_t count = least(kPanel, last - t);
+            const int64_t count = least(kPanel, last - t), ahead = most<int64_t>(0, least(count, b.batch - b.wide - s - t));
             std::memset(panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
-            product<Scatter>(*b.for_dx, 0, b.for_dx->groups, panel, b.g_panel + t, up(count, kBatchLanes) / kLanes, kTilesPerGroup);
+            product_with<Scatter>({b.g + (s + t + b.wide) * b.outputs, ahead * b.outputs, b.dx + (s + t) * b.inputs, count * b.inputs},
+                                  *b.for_dx, 0, b.for_dx->groups, panel, b.g_panel + t, up(count, kBatchLanes) / kLanes);
             unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
         }
     }
-    if (b.dw != nullptr) {
+    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether.
+    const auto boundary = [&](int64_t i) { return b.dx == nullptr ? units * i : least(units * team, 2 * units * i - units * i / team * team); };
+    for (int64_t t = 0; t < samples && b.dw != nullptr; t += b.reduction) {
         const Lowered& a = *b.for_dw;
-        dots(a, share(a, id, team), share(a, id + 1, team), b.x_panel, b.g_panel, {1, 0, 0, up(samples, kBatchLanes) / kLanes}, b.dw);
+        const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
+        const int64_t count = least(b.reduction, samples - t);
+        const int64_t window = kWindow / up(count, kBatchLanes) * b.stride;
+        dots_in_windows(a, from, to, b.inputs * b.stride, window, b.x_panel + t, b.g_panel + t,
+                        {1, 0, 0, up(count, kBatchLanes) / kLanes}, b.next + from, b.dw);
     }
 #pragma omp barrier
 }
@@ -143,27 +141,33 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     const int64_t inputs = m.n_columns, outputs = m.n_rows;
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(m.stored * m.height) * 4);
     if (batch == 0) return nullptr;
-    const int64_t wide = least(kWeightPanel, up(batch, kBatchLanes)), stride = odd_lines(wide);
+    // Wide enough for four units a thread; how the weight gradient is summed must not depend on it.
+    const int64_t wide = least((threads + 3) / 4 * kChunk, up(batch, kBatchLanes)), stride = odd_lines(wide);
     const int64_t narrow = odd_lines(least(kPanel, wide));
     const int64_t panels = (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow : 0);
-    Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs) * 4 + panels * 4 + 1024);
+    // Single rows use every input once for each weight: wider windows matter more to them than fewer reductions.
+    const int64_t reduction = m.height < 4 ? kChunk / 2 : kChunk;
+    Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + m.groups) * 4 + panels * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, batch, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
-    if (Failure wrong = lower(m, {narrow, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
-    if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+    b.next = memory.take<int32_t>(m.groups);
+    if (dx != nullptr) {
+        if (Failure wrong = lower(m, {narrow, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
+    }
+    if (dw != nullptr) {
+        if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+    }
     b.g_panel = memory.take<float>(outputs * stride);
     if (dw != nullptr) b.x_panel = memory.take<float>(inputs * stride);
     if (dx != nullptr) b.dx_panels = memory.take<float>(threads * inputs * narrow);
 #pragma omp parallel num_threads(threads)
-    for (int64_t s = 0; s < batch; s += wide) {
-        backward_panel(b, s, least(wide, batch - s), omp_get_thread_num(), omp_get_num_threads());
-    }
+    for (int64_t s = 0; s < batch; s += wide) backward_panel(b, s, omp_get_thread_num(), omp_get_num_threads());
     return nullptr;
 }
 

@@ -3,6 +3,7 @@
 #include "grouping.hpp"
 #include "linear.hpp"
 #include "pooling.hpp"
+#include "segments.hpp"
 
 #define OW_NAME_(x) #x
 #define OW_NAME(x) OW_NAME_(x)
@@ -12,7 +13,7 @@ namespace OPENWORK_ISA_NAMESPACE {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, conv_forward, conv_backward,
+    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, segments_forward, conv_forward, conv_backward,
     convert, line_moments, gradient_sums, max_pool, max_pool_backward, common_columns, merges,
 };
 

@@ -125,6 +125,9 @@ void strip(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typena
         }
         v = stop;
     }
+    if constexpr (NV == 4) {
+        if (vectors - v == 3) return strip<Op, MR, 3>(a, g0, g1, in + v * kLanes, out + v * kLanes, 3, block);
+    }
     if constexpr (NV > 1) {
         if (v < vectors) strip<Op, MR, NV / 2>(a, g0, g1, in + v * kLanes, out + v * kLanes, vectors - v, block);
     }
@@ -160,13 +163,40 @@ struct Places {
     int64_t lines, in_line, out_line, vectors;
 };
 
+// U vectors of a strip at a time, from vector `v` on while they last.  A single row has more columns than there are registers for
+// addresses, so each address must serve several vectors.
+template <int MR, int U>
+OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&column)[kLanes / MR], const int32_t* rows, int64_t& v,
+                         int64_t vectors, Vec (&acc)[kLanes]) {
+    for (; v + U <= vectors; v += U) {
+        const float* x = in + v * kLanes;
+        const float* g = out + v * kLanes;
+        Vec rowv[MR][U];
+        OW_UNROLL
+        for (int m = 0; m < MR; ++m) {
+            OW_UNROLL
+            for (int u = 0; u < U; ++u) rowv[m][u] = load(g + rows[m] + u * kLanes);
+        }
+        OW_UNROLL
+        for (int j = 0; j < kLanes / MR; ++j) {
+            const float* from = x + column[j];
+            OW_UNROLL
+            for (int u = 0; u < U; ++u) {
+                const Vec xv = load(from + u * kLanes);
+                OW_UNROLL
+                for (int m = 0; m < MR; ++m) acc[j * MR + m] += rowv[m][u] * xv;
+            }
+        }
+    }
+}
+
 // MR rows x KT columns, MR * KT = kLanes: as many accumulators as one vector holds sums.
 template <int MR>
 OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
                         float* dw, int64_t height) {
     constexpr int KT = kLanes / MR;
     Vec acc[kLanes];
-    int64_t column[KT];
+    int32_t column[KT];
     OW_UNROLL
     for (int i = 0; i < kLanes; ++i) acc[i] = Vec{};
     OW_UNROLL
@@ -174,17 +204,10 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
     for (int64_t line = 0; line < p.lines; ++line) {
         const float* x = in + line * p.in_line;
         const float* g = out + line * p.out_line;
-        for (int64_t v = 0; v < p.vectors; ++v, x += kLanes, g += kLanes) {
-            Vec rowv[MR];
-            OW_UNROLL
-            for (int m = 0; m < MR; ++m) rowv[m] = load(g + rows[m]);
-            OW_UNROLL
-            for (int j = 0; j < KT; ++j) {
-                const Vec xv = load(x + column[j]);
-                OW_UNROLL
-                for (int m = 0; m < MR; ++m) acc[j * MR + m] += rowv[m] * xv;
-            }
-        }
+        int64_t v = 0;
+        if constexpr (MR == 1 && kLanes == 16) dot_steps<MR, 8>(x, g, column, rows, v, p.vectors, acc);
+        if constexpr (MR == 1) dot_steps<MR, 4>(x, g, column, rows, v, p.vectors, acc);
+        dot_steps<MR, 1>(x, g, column, rows, v, p.vectors, acc);
     }
     alignas(64) float total[kLanes];
     store(total, sums(acc));
@@ -222,26 +245,44 @@ OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count,
     }
 }
 
-// Adds to dw[k][row] for the groups [g0, g1).  Padded rows are left alone.
-OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const float* in, const float* out, const Places& p, float* dw) {
+// Adds to dw[k][row] for the stored columns [k0, k1) of group g.  Padded rows are left alone.
+OW_INLINE void dot_group(const Lowered& a, int64_t g, int64_t k0, int64_t k1, const float* in, const float* out, const Places& p, float* dw) {
     const int64_t h = a.height;
-    for (int64_t g = g0; g < g1; ++g) {
-        const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first;
-        const int32_t* rows = a.rows + g * h;
-        if (g >= a.full_groups) {
-            for (int64_t r = 0; r < h; ++r) {
-                if (rows[r] < 0) continue;
-                dot_rows(a, a.columns + first, count, rows, r, r + 1, in, out, p, dw + first * h);
-            }
-            continue;
+    const int32_t* rows = a.rows + g * h;
+    if (g >= a.full_groups) {
+        for (int64_t r = 0; r < h; ++r) {
+            if (rows[r] >= 0) dot_rows(a, a.columns + k0, k1 - k0, rows, r, r + 1, in, out, p, dw + k0 * h);
         }
-        // Sixteen rows' strips and a few columns' fit L1 together.
-        for (int64_t r = 0; r < h; r += 16) {
-            for (int64_t k = 0; k < count; k += kLanes) {
-                dot_rows(a, a.columns + first + k, least<int64_t>(kLanes, count - k), rows, r, least(r + 16, h), in, out, p,
-                         dw + (first + k) * h);
-            }
+        return;
+    }
+    // Sixteen rows' strips and a few columns' fit L1 together.
+    for (int64_t r = 0; r < h; r += 16) {
+        for (int64_t k = k0; k < k1; k += kLanes) {
+            dot_rows(a, a.columns + k, least<int64_t>(kLanes, k1 - k), rows, r, least(r + 16, h), in, out, p, dw + k * h);
         }
+    }
+}
+
+// Adds to dw[k][row] for the groups [g0, g1).
+OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const float* in, const float* out, const Places& p, float* dw) {
+    for (int64_t g = g0; g < g1; ++g) dot_group(a, g, a.offsets[g], a.offsets[g + 1], in, out, p, dw);
+}
+
+// Groups [g0, g1) again, but `window` floats of the channels at a time, which are to stay in L2 meanwhile; worth it where a group's
+// columns ascend, right in any order.  `next` is scratch of g1 - g0.
+OW_INLINE void dots_in_windows(const Lowered& a, int64_t g0, int64_t g1, int64_t channels, int64_t window, const float* in,
+                               const float* out, const Places& p, int32_t* next, float* dw) {
+    for (int64_t g = g0; g < g1; ++g) next[g - g0] = a.offsets[g];
+    for (int64_t limit = window;; limit += window) {
+        for (int64_t g = g0; g < g1; ++g) {
+            const int64_t first = next[g - g0], end = a.offsets[g + 1];
+            int64_t k = first;
+            if (limit >= channels) k = end;
+            while (k < end && a.columns[k] < limit) ++k;
+            dot_group(a, g, first, k, in, out, p, dw);
+            next[g - g0] = static_cast<int32_t>(k);
+        }
+        if (limit >= channels) return;
     }
 }
 

@@ -41,6 +41,14 @@ def test_tuned_heights_at_full_width(height):
     check_conv(random_pattern(64, 27, height, 0.3), conv)
 
 
+@pytest.mark.parametrize("batch", [1, 15, 33, 100, 300])
+@pytest.mark.parametrize("height", [1, 3, 4, 16])
+def test_wide_layers(height, batch):
+    """Several windows of columns in all three products, and more than one packed panel."""
+    check_linear(random_pattern(400, 1100, height, 0.1, drop_rows=batch == 33), batch, bias=batch != 15)
+    check_linear(random_pattern(380, 177, height, 0.2, drop_rows=batch == 100), batch)
+
+
 @pytest.mark.parametrize("size", [(70, 3), (3, 70), (64, 64)])
 @pytest.mark.parametrize("height", [1, 8])
 def test_images_larger_than_the_window(size, height):

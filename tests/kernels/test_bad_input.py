@@ -4,7 +4,7 @@ import pytest
 import torch
 from problems import random_pattern, random_values
 
-from openwork.kernels import available, choose, lookup, ops, register
+from openwork.kernels import available, choose, cpu, lookup, ops, register
 from openwork.pattern import Pattern
 
 PATTERN = random_pattern(10, 27, 4, 0.5)
@@ -80,6 +80,42 @@ def test_a_corrupt_index_is_never_followed(pattern, message):
         ops.sddmm(X, torch.randn(4, 10), pattern, "cpu")
     with pytest.raises(ValueError, match=message):
         ops.conv2d(torch.randn(2, 3, 5, 5), VALUES, pattern, None, kernel_size=(3, 3), kernel="cpu")
+
+
+@pytest.mark.parametrize(("part", "value", "message"), [
+    ("cols", 380, "columns are out of range"), ("cols", -1, "columns are out of range"), ("rows", 200, "rows are out of range"),
+    ("rows", -7, "rows are out of range"), ("offsets", 10**9, "offsets"),
+])  # fmt: skip
+def test_a_wide_layer_s_index_that_is_overwritten(part, value, message):
+    """The windows of columns that single rows are cut into are made again, and checked, after every change in place."""
+    pattern = random_pattern(200, 380, 1, 1.0)
+    pattern.rows.copy_(torch.arange(200).view(200, 1))
+    values, x = random_values(pattern).requires_grad_(), torch.randn(4, 380, requires_grad=True)
+    out = ops.linear(x, values, pattern, None, "cpu")
+    out.sum().backward()
+    getattr(pattern, part)[3] = value
+    with pytest.raises(ValueError, match=message):
+        ops.linear(x, values, pattern, None, "cpu")
+    with pytest.raises(ValueError, match=message):
+        torch.ops.openwork.linear_backward(
+            out.detach(), None, values.detach(), pattern.rows, pattern.offsets, pattern.cols, pattern.shape, "cpu"
+        )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_crosses_for_cut_layers_is_checked_too(turned):
+    """The kernel trusts no copy of its own either."""
+    pattern = random_pattern(200, 380, 1, 0.3)
+    values, x = random_values(pattern), torch.randn(4, 380)
+    index = cpu._windows(pattern, turned)
+    for i, (place, value) in enumerate([(3, 10**9), (3, 380), (3, len(pattern.cols))]):
+        kept = index[i].clone()
+        index[i][place] = value
+        with pytest.raises(ValueError, match="pattern's"):
+            cpu._segments_forward(
+                x[:, : 200 if turned else 380].contiguous(), values, pattern, None, torch.empty(4, 380), turned=turned
+            )
+        index[i].copy_(kept)
 
 
 def test_a_changed_index_is_transposed_again():

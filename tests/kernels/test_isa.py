@@ -17,6 +17,7 @@ assert _native.isa() == {isa!r}, _native.isa()
 _native.poison_scratch(True)
 torch.set_num_threads(2)
 for height in (1, 2, 3, 4, 7, 8, 16, 32):
+    check_linear(random_pattern(190, 500, height, 0.1), 100)
     for batch in (1, 7, 40, 130):
         check_linear(random_pattern(37, 41, height, 0.4, drop_rows=height == 4), batch)
     for batch in (1, 6, 35):

@@ -45,6 +45,23 @@ def test_one_thread_against_several(results, height, batch):
         torch.testing.assert_close(conv_dw, conv_dw_n, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("height", [1, 4, 16])
+@pytest.mark.parametrize("batch", [15, 100, 600])
+def test_wide_linear_layers(height, batch):
+    """Windows of columns, units shared by threads and several reductions."""
+    pattern = random_pattern(200, 700, height, 0.1)
+    before, draw = torch.get_num_threads(), torch.Generator().manual_seed(3)
+    x, bias = torch.randn(batch, 700, generator=draw), torch.randn(200, generator=draw)
+    found = []
+    for threads in (1, 2, 3, 4, 7):
+        torch.set_num_threads(threads)
+        inputs = [x, random_values(pattern), bias]
+        found.append(run(lambda x, v, b: ops.linear(x, v, pattern, b, "cpu"), inputs, torch.float32))
+    torch.set_num_threads(before)
+    for several in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], several, strict=True))
+
+
 @heights
 def test_same_threads_same_bits(results, height):
     first, again = results(3, height, 70), results(3, height, 70)

@@ -24,6 +24,7 @@ from openwork.pattern import Pattern
 _Index = tuple[Tensor, Tensor, Tensor]
 _transposed = WeakTensorKeyDictionary()
 _transposed_lock = threading.Lock()
+_cut = WeakTensorKeyDictionary()
 
 
 @register("linear", "cpu")
@@ -31,7 +32,10 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> 
     """``x W^T + bias``, panel by panel of the batch."""
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     y = x.new_empty(x.shape[0], pattern.shape[0])
-    native.linear_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], *stored(pattern, values), threads())
+    if pattern.height == 1 and pattern.shape[1] > native.SEGMENT_COLUMNS:
+        _segments_forward(x, values, pattern, bias, y, turned=False)
+    else:
+        native.linear_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], *stored(pattern, values), threads())
     return y
 
 
@@ -48,7 +52,10 @@ def linear_backward(
     dx = None if values is None else g.new_empty(g.shape[0], pattern.shape[1])
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     scattered = dx
-    if values is not None and dx is not None and pattern.height == 1:
+    if values is not None and dx is not None and pattern.height == 1 and pattern.shape[0] > native.SEGMENT_COLUMNS:
+        _segments_forward(g, values, pattern, None, dx, turned=True)
+        scattered = None
+    elif values is not None and dx is not None and pattern.height == 1:
         native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *turned(pattern, values, 1), threads())
         scattered = None
     if scattered is not None or dvalues is not None:
@@ -56,6 +63,37 @@ def linear_backward(
             g.data_ptr(), address(x), address(scattered), address(dvalues), g.shape[0], *stored(pattern, values), threads()
         )
     return dx, dvalues
+
+
+def _segments_forward(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, y: Tensor, *, turned: bool) -> None:
+    """``linear`` with a pattern of height 1, or with its transposition, cut into windows of columns whose inputs fit L1."""
+    offsets, cols, order = _windows(pattern, turned)
+    rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
+    native.segments_forward(
+        x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(),
+        cols.data_ptr(), rows, inputs, rows, 1, len(cols), threads(),
+    )  # fmt: skip
+
+
+def _windows(pattern: Pattern, turned: bool) -> _Index:
+    # Kept like the transposition.
+    key = (pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    with _transposed_lock:
+        known: dict[bool, tuple[tuple[int, ...], _Index]] = _cut.setdefault(pattern.cols, {})
+        found = known.get(turned)
+    if found is not None and found[0] == key:
+        return found[1]
+    rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
+    whole: tuple[int, ...] = stored(pattern, None)
+    if turned:
+        offsets, cols, order = _transpose(pattern, 1)
+        whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), rows, inputs, rows, 1, len(cols))
+    cut_offsets = torch.empty(-(-inputs // native.SEGMENT_COLUMNS) * rows + 1, dtype=torch.int32)
+    index = cut_offsets, torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
+    native.cut(*(part.data_ptr() for part in index), *whole)
+    with _transposed_lock:
+        known[turned] = (key, index)
+    return index
 
 
 @register("conv2d", "cpu")
@@ -190,12 +228,17 @@ def _transposition(pattern: Pattern, taps: int) -> _Index:
     if found is not None and found[0] == key:
         index: _Index = found[1]
         return index
+    index = _transpose(pattern, taps)
+    with _transposed_lock:
+        _transposed[pattern.cols] = (key, index)
+    return index
+
+
+def _transpose(pattern: Pattern, taps: int) -> _Index:
     _check_index(pattern)
     offsets = torch.empty(pattern.shape[1] // taps + 1, dtype=torch.int32)
     cols, order = torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
     native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *stored(pattern, None))
-    with _transposed_lock:
-        _transposed[pattern.cols] = (key, (offsets, cols, order))
     return offsets, cols, order
 
 

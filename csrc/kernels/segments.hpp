@@ -1,0 +1,12 @@
+#pragma once
+
+#include "../api.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+// The matrix is one that cut() made: its offsets are those of windows and rows, and it has an order.
+Failure segments_forward(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

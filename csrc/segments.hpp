@@ -1,0 +1,16 @@
+// A matrix of height 1 cut into windows of columns, so that what a window's columns read stays in L1 while all rows use it.
+#pragma once
+
+#include "api.hpp"
+
+namespace openwork {
+
+constexpr int64_t kSegmentColumns = 176;  // times 64 samples: 44 KB
+
+inline int64_t segment_windows(int64_t n_columns) { return (n_columns + kSegmentColumns - 1) / kSegmentColumns; }
+
+// Orders the non-zeros by window, then row: row r's in window w are [offsets[w * n_rows + r], offsets[w * n_rows + r + 1]).
+// Returns what is wrong with the index, or null.
+Failure cut(const Stored&, int32_t* offsets, int32_t* columns, int32_t* order);
+
+}  // namespace openwork
