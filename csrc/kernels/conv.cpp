@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "../scratch.hpp"
+#include "cut.hpp"
 #include "lines.hpp"
 #include "tiles.hpp"
 
@@ -73,6 +74,7 @@ struct Forward {
     const Result& y;
     int64_t vectors, out_height, out_lines;
     int64_t piece;
+    Cuts cuts;
 };
 
 // Output lines [from, to) of one panel.
@@ -91,11 +93,16 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
                 window.filled = fill;
             }
             float* to_line = out + i * f.out.line;
-            Ahead ahead(f.in, f.x, panel, window.filled, stride);
+            LinesAhead ahead(f.in, f.x, panel, window.filled, stride);
             for (int64_t v = 0; v < f.vectors; v += f.piece) {
                 ahead.fetch(v / f.piece, (f.vectors + f.piece - 1) / f.piece);
                 const int64_t at = v * kLanes, count = least(f.piece, f.vectors - v);
-                product<Gather>(*f.a, 0, f.a->groups, window.line(f.in, first) + at, to_line + at, count, 1);
+                const float* in = window.line(f.in, first) + at;
+                if (f.cuts.windows > 1) {
+                    cut_product(*f.a, f.cuts, in, to_line + at, count);
+                } else {
+                    product<Gather>(*f.a, 0, f.a->groups, in, to_line + at, count, 1);
+                }
             }
             fill_missing(*f.a, f.bias, to_line, f.out.channel, f.vectors);
         }
@@ -110,14 +117,18 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
     const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
     const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
-    Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + threads * floats * 4 + 1024);
+    const int64_t reach = least(p.vectors, piece_of(m)) * kLanes / p.lanes + image.span_w() - 1;
+    const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes);
+    Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + cut_bytes(m, windows) +
+                    threads * floats * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     Lowered a;
     Forward f{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.vectors, p.out_height, out_lines,
-              piece_of(m)};
+              piece_of(m), {nullptr, 1}};
     const Addressing at{f.in.channel, image.taps(), tap_offsets(image, p.in, memory), f.out.channel};
     if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    if (windows > 1) f.cuts = cut_columns(m, image.taps(), windows, memory.take<int32_t>((windows + 1) * m.groups), threads);
     float* buffers = memory.take<float>(threads * floats);
 #pragma omp parallel num_threads(threads)
     {
@@ -162,7 +173,7 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
             x.slide(b.in, first, last);
             if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
             x.filled = most(x.filled, last);
-            Ahead ahead(b.in, b.x, panel, last, b.block * stride);
+            LinesAhead ahead(b.in, b.x, panel, last, b.block * stride);
             for (int64_t i = 0; i < count; i += b.dot_lines) {
                 const Places places{least(b.dot_lines, count - i), stride * b.in.line, b.out.line, b.vectors};
                 for (int64_t group = 0; group < b.a->groups; ++group) {
@@ -176,7 +187,7 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
         dx.slide(b.in, first, last);
         zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
         dx.filled = last;
-        Ahead ahead(b.out, b.g, panel, h, b.block);
+        LinesAhead ahead(b.out, b.g, panel, h, b.block);
         for (int64_t i = 0; i < count; ++i) {
             for (int64_t v = 0; v < b.vectors; v += b.piece) {
                 ahead.fetch(i * b.vectors + v, count * b.vectors);

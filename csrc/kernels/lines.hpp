@@ -164,10 +164,10 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
 }
 
 // The lines of a blocked activation that will be read next, fetched into L2 bit by bit while something else is computed.
-class Ahead {
+class LinesAhead {
 public:
     // `count` lines from padded line l of panel `panel` on; those of the next panel follow the panel's last.
-    Ahead(const Slab& s, const Activation& x, int64_t panel, int64_t l, int64_t count) : arrays_{x.lazy.x, x.lazy.y, x.lazy.gate, x.lazy.keep} {
+    LinesAhead(const Slab& s, const Activation& x, int64_t panel, int64_t l, int64_t count) : arrays_{x.lazy.x, x.lazy.y, x.lazy.gate, x.lazy.keep} {
         const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, line = panel * s.height + l - s.pad_top;
         done_ = least(panels * s.height, most<int64_t>(0, line)) * blocked_line(s);
         start_ = done_;
