@@ -11,7 +11,7 @@ is timed, its results are compared with dense ones; a wrong result stops the ben
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,7 +163,7 @@ def check(layer: Linear | Conv, x: Tensor, g: Tensor, values: Tensor, pattern: P
         assert_right(f"{layer}, height {pattern.height}, {name}", found.detach(), right.detach())
 
 
-def measure(layer: Linear | Conv, sparsities: list[float], repeats: int) -> list[tuple[Any, ...]]:
+def measure(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> list[tuple[Any, ...]]:
     """One row for each sparsity and layout."""
     x, g = layer.tensors()
     x_wanted = x.clone().requires_grad_()

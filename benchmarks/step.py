@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from timing import RESULTS, assert_right, interleaved, report, warm_allocator
 from torch import Tensor, nn
 
 import openwork as ow
-from openwork.models import MLP, CifarResNet18, WideResNet
+from openwork.models import MLP, VGG, CifarResNet18, WideResNet
 
-LAYOUTS: dict[str, Callable[[], ow.layouts.Layout]] = {
+Layouts = Mapping[str, Callable[[], ow.layouts.Layout]]
+LAYOUTS: Layouts = {
     "shuffled blocks 16": lambda: ow.layouts.ShuffledBlock(16, 16),
     "unstructured": lambda: ow.layouts.Unstructured(),
 }
@@ -40,6 +41,7 @@ class Task(NamedTuple):
 TASKS = {
     "resnet18": Task(CifarResNet18, 128, (3, 32, 32)),
     "wrn22-2": Task(lambda: WideResNet(22, 2), 128, (3, 32, 32)),
+    "vgg16": Task(VGG, 128, (3, 32, 32)),
     "mlp": Task(lambda: MLP(2048, (2048, 2048)), 512, (2048,)),
 }
 
@@ -64,7 +66,9 @@ def check(name: str, model: nn.Module, x: Tensor) -> None:
     assert_right(name, model.eval()(x), dense.eval()(x), 1e-3)
 
 
-def measure(name: str, task: Task, sparsities: list[float], budget: str, repeats: int) -> list[tuple[Any, ...]]:
+def measure(
+    name: str, task: Task, sparsities: Sequence[float], budget: str, repeats: int, layouts: Layouts = LAYOUTS
+) -> list[tuple[Any, ...]]:
     """One row for each sparsity and layout."""
     torch.manual_seed(0)
     x, labels = torch.randn(task.batch, *task.shape), torch.randint(0, 10, (task.batch,))
@@ -74,7 +78,7 @@ def measure(name: str, task: Task, sparsities: list[float], budget: str, repeats
         functions["dense channels_last"] = stepper(task.model().to(memory_format=order), x.to(memory_format=order), labels)
     ways = list(functions)
     for sparsity in sparsities:
-        for title, layout in LAYOUTS.items():
+        for title, layout in layouts.items():
             model = task.model()
             ow.sparsify(model, sparsity=sparsity, layout=layout(), method=ow.methods.Static(), budget=budget)
             check(f"{name} at {sparsity:g}, {title}", model, x)
@@ -84,7 +88,7 @@ def measure(name: str, task: Task, sparsities: list[float], budget: str, repeats
     return [
         (name, f"{sparsity:g}", title, dense, times[sparsity, title], dense / times[sparsity, title])
         for sparsity in sparsities
-        for title in LAYOUTS
+        for title in layouts
     ]
 
 

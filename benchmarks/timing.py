@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import platform
 import statistics
@@ -65,7 +66,7 @@ def machine() -> str:
 
 
 def report(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path = RESULTS) -> None:
-    """Print a table and write it as ``name.csv`` and ``name.md``."""
+    """Print a table and write it as ``name.csv``, ``name.md`` and ``name.json``, the last with nothing rounded."""
     cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     table = Table(title=title)
     for column in columns:
@@ -80,7 +81,15 @@ def report(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequenc
     csv.writer(text, lineterminator="\n").writerows([columns, *cells])
     write_text(output / f"{name}.csv", text.getvalue())
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    lines = [title, "", f"{machine()}.", "", f"`{command}`", ""]
+    content = {
+        "title": title,
+        "machine": machine(),
+        "command": command,
+        "columns": list(columns),
+        "rows": [list(row) for row in rows],
+    }
+    write_text(output / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    lines = [title, "", f"{content['machine']}.", "", f"`{command}`", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---:|" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     write_text(output / f"{name}.md", "\n".join(lines) + "\n")

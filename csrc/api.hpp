@@ -27,6 +27,50 @@ struct Image {
     int64_t out_width() const { return (width + 2 * pad_w - span_w()) / stride_w + 1; }
 };
 
+// An activation in the blocked layout [ceil(batch / 16)][height][channels][width][16], which may exist as a formula only:
+//     r = a[c] * x' + b[c] * y + shift[c],   x' = x where its gate is open, else 0,
+// and of that the positive part (relu), or what lies where `keep` is positive.  All tensors have the same shape; a, b and shift are
+// one number for each channel.  Lanes of images beyond the batch hold anything.
+struct Lazy {
+    const float* x;
+    const float* y;            // null: no second term
+    const float* gate;         // x counts where this is positive; null: everywhere
+    const float* keep;         // null: everywhere
+    const float *a, *b;        // null: 1; a null b is 0 where y opens the gate
+    const float* shift;        // null: 0
+    const float *open_scale, *open_shift;  // x counts where open_scale[c] * y + open_shift[c] is positive; null: everywhere
+    bool relu;
+};
+
+// What a convolution reads: NCHW, or a blocked activation if `plain` is null.
+struct Activation {
+    const float* plain;
+    Lazy lazy;
+
+    bool given() const { return plain != nullptr || lazy.x != nullptr; }
+    bool blocked() const { return plain == nullptr && lazy.x != nullptr; }
+};
+
+// What a convolution writes: NCHW or blocked, or nothing.
+struct Result {
+    float* plain;
+    float* blocked;
+    float* moments;  // of blocked results: [panel][line][channel] x (mean, sum of squared distances from it); null: not wanted
+
+    bool given() const { return plain != nullptr || blocked != nullptr; }
+};
+
+struct Shape {
+    int64_t batch, channels, height, width;
+};
+
+// Batch norm over a blocked activation.  What is null is not there.
+struct Norm {
+    const float *weight, *bias;
+    float *running_mean, *running_var;
+    double momentum, eps;
+};
+
 // Non-zeros of a matrix, and the panel of consecutive rows of it that is looked at; positions outside the panel are passed over.
 struct Positions {
     const int64_t* flat;  // [count], row * n_columns + column, in any order
@@ -51,8 +95,18 @@ struct Kernels {
     Failure (*linear_backward)(const Stored&, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads);
     // A matrix of height 1 that cut() has cut into windows of columns.
     Failure (*segments_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
-    Failure (*conv_forward)(const Stored&, const Image&, const float* x, const float* bias, float* y, int threads);
-    Failure (*conv_backward)(const Stored&, const Image&, const float* g, const float* x, float* dx, float* dw, int threads);
+    Failure (*conv_forward)(const Stored&, const Image&, const Activation& x, const float* bias, const Result& y, int threads);
+    // A dx or dw that is not given is not computed; dw needs x.
+    Failure (*conv_backward)(const Stored&, const Image&, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads);
+    // An activation from one layout to the other, or from a formula to numbers.
+    Failure (*convert)(const Shape&, const Activation& from, const Result& to, int threads);
+    // The moments of every line of a blocked tensor, as convolutions write them.
+    void (*line_moments)(const Shape&, const float* x, float* moments, int threads);
+    // sums: [panel][line][channel] x (sum of g, sum of g * (x - mean)).
+    void (*gradient_sums)(const Shape&, const Lazy& g, const float* x, const float* mean, float* sums, int threads);
+    // taps: of every output the number of the tap that was the largest, -1 where the window lies in the padding.
+    void (*max_pool)(const Image& window, int64_t channels, const Lazy& x, float* y, float* taps, int threads);
+    void (*max_pool_backward)(const Image& window, int64_t channels, const Lazy& g, const float* taps, float* dx, int threads);
     // Adds to common[n_rows][n_rows] how many of the columns first_column.. every two rows share; bits is [n_rows][words],
     // scratch for 64 columns a word.
     void (*common_columns)(const Positions&, uint64_t* bits, int64_t words, int64_t first_column, float* common, int threads);

@@ -1,15 +1,19 @@
 // The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py and
 // openwork/layouts/compiled.py; no other file knows Python.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind_topology.hpp"
 #include "clusters.hpp"
 #include "dispatch.hpp"
 #include "lower.hpp"
+#include "norm.hpp"
 #include "scratch.hpp"
 #include "segments.hpp"
 
+#include <array>
 #include <limits>
 
 namespace nb = nanobind;
@@ -50,6 +54,38 @@ Image image(int64_t batch, int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t
         throw nb::value_error("the window does not fit the image");
     }
     return shape;
+}
+
+// NCHW, then the parts of a formula in the order of `Lazy`, the last of them a flag.
+using Parts = std::array<Address, 11>;
+
+Lazy lazy(const Parts& p) {
+    const auto part = [&p](size_t i) { return at<const float>(p[i]); };
+    const Lazy z{part(1), part(2), part(3), part(4), part(5), part(6), part(7), part(8), part(9), p[10] != 0};
+    if (z.x == nullptr || (z.open_scale != nullptr && z.y == nullptr)) throw nb::value_error("a formula lacks a term");
+    return z;
+}
+
+Activation activation(const Parts& p) {
+    const bool none = p[0] == 0 && p[1] == 0;
+    return {at<const float>(p[0]), p[0] != 0 || none ? Lazy{} : lazy(p)};
+}
+
+using Places = std::array<Address, 3>;  // NCHW, blocked, moments
+
+Result result(const Places& p) { return {at<float>(p[0]), at<float>(p[1]), at<float>(p[2])}; }
+
+Shape shape(const std::array<int64_t, 4>& s) {
+    for (int64_t size : s) {
+        if (size < 0) throw nb::value_error("a size of the activation is negative");
+    }
+    return {s[0], s[1], s[2], s[3]};
+}
+
+using Affine = std::array<Address, 4>;  // weight, bias, running mean, running variance
+
+Norm norm(const Affine& p, double momentum, double eps) {
+    return {at<const float>(p[0]), at<const float>(p[1]), at<float>(p[2]), at<float>(p[3]), momentum, eps};
 }
 
 int team(int threads) { return threads < 1 ? 1 : threads; }
@@ -107,25 +143,75 @@ NB_MODULE(_native, m) {
     m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS) {
         check(cut(STORED, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
     });
-    m.def("conv_forward", [](Address x, Address y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
+    m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
-        const Image shape = IMAGE;
+        const Image picture = IMAGE;
+        const Activation from = activation(x);
         Failure wrong;
         {
             nb::gil_scoped_release unlocked;
-            wrong = kernels().conv_forward(matrix, shape, at<const float>(x), at<const float>(bias), at<float>(y), team(threads));
+            wrong = kernels().conv_forward(matrix, picture, from, at<const float>(bias), result(y), team(threads));
         }
         check(wrong);
     });
-    m.def("conv_backward", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
+    m.def("conv_backward", [](const Parts& g, const Parts& x, const Places& dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS,
+                              STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
-        const Image shape = IMAGE;
+        const Image picture = IMAGE;
+        const Activation from = activation(g), input = activation(x);
         Failure wrong;
         {
             nb::gil_scoped_release unlocked;
-            wrong = kernels().conv_backward(matrix, shape, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), team(threads));
+            wrong = kernels().conv_backward(matrix, picture, from, input, result(dx), at<float>(dw_out), team(threads));
         }
         check(wrong);
+    });
+    m.def("convert", [](const Parts& from, const Places& to, const std::array<int64_t, 4>& sizes, int threads) {
+        const Shape picture = shape(sizes);
+        const Activation x = activation(from);
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().convert(picture, x, result(to), team(threads));
+        }
+        check(wrong);
+    });
+    m.def("line_moments", [](Address x, Address moments, const std::array<int64_t, 4>& sizes, int threads) {
+        const Shape picture = shape(sizes);
+        nb::gil_scoped_release unlocked;
+        kernels().line_moments(picture, at<const float>(x), at<float>(moments), team(threads));
+    });
+    m.def("gradient_sums", [](const Parts& g, Address x, Address mean, Address sums, const std::array<int64_t, 4>& sizes, int threads) {
+        const Shape picture = shape(sizes);
+        const Lazy from = lazy(g);
+        nb::gil_scoped_release unlocked;
+        kernels().gradient_sums(picture, from, at<const float>(x), at<const float>(mean), at<float>(sums), team(threads));
+    });
+    m.def("max_pool", [](const Parts& x, Address y, Address taps, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
+        const Image picture = IMAGE;
+        const Lazy from = lazy(x);
+        nb::gil_scoped_release unlocked;
+        kernels().max_pool(picture, channels, from, at<float>(y), at<float>(taps), team(threads));
+    });
+    m.def("max_pool_backward", [](const Parts& g, Address taps, Address dx, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
+        const Image picture = IMAGE;
+        const Lazy from = lazy(g);
+        nb::gil_scoped_release unlocked;
+        kernels().max_pool_backward(picture, channels, from, at<const float>(taps), at<float>(dx), team(threads));
+    });
+    m.def("norm_forward", [](const std::array<int64_t, 4>& sizes, Address moments, const Affine& affine, double momentum, double eps,
+                             Address mean, Address inverse, Address scale, Address shift) {
+        const Shape picture = shape(sizes);
+        nb::gil_scoped_release unlocked;
+        norm_forward(picture, at<const float>(moments), norm(affine, momentum, eps), at<float>(mean), at<float>(inverse),
+                     at<float>(scale), at<float>(shift));
+    });
+    m.def("norm_backward", [](const std::array<int64_t, 4>& sizes, Address sums, Address weight, Address mean, Address inverse,
+                              bool batch_statistics, const std::array<Address, 5>& to) {
+        const Shape picture = shape(sizes);
+        nb::gil_scoped_release unlocked;
+        norm_backward(picture, at<const float>(sums), norm({weight, 0, 0, 0}, 0, 0), at<const float>(mean), at<const float>(inverse),
+                      batch_statistics, at<float>(to[0]), at<float>(to[1]), at<float>(to[2]), at<float>(to[3]), at<float>(to[4]));
     });
     m.def("transpose", [](Address to_offsets, Address to_columns, Address to_order, int64_t taps, STORED_PARAMETERS) {
         check(transpose(STORED, taps, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
@@ -151,6 +237,7 @@ NB_MODULE(_native, m) {
         }
         check(wrong);
     });
+    bind_topology(m);
     m.def("scratch_bytes", &scratch_bytes);
     m.def("release_scratch", &release_scratch);
     m.def("poison_scratch", &poison_scratch);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace openwork {
 namespace {
@@ -88,8 +89,11 @@ Failure lower(const Stored& m, const Addressing& at, const float* bias, char* me
     return nullptr;
 }
 
-Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order) {
-    if (Failure wrong = check_offsets(m)) return wrong;
+namespace {
+
+// `Taps` is a number that the compiler knows, or int64_t: divisions take most of the time.
+template <typename Taps>
+Failure transpose_by(const Stored& m, Taps taps, int32_t* offsets, int32_t* columns, int32_t* order) {
     const int64_t channels = m.n_columns / taps;
     std::memset(offsets, 0, static_cast<size_t>(channels + 1) * sizeof(int32_t));
     for (int64_t k = 0; k < m.stored; ++k) {
@@ -100,10 +104,10 @@ Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* colu
     // A stable counting sort; the rows of a channel stay in order.  offsets[c] is used as the cursor and ends one bucket too far.
     for (int64_t g = 0; g < m.groups; ++g) {
         const int64_t row = m.rows == nullptr ? g : m.rows[g];
+        if (m.offsets[g] < m.offsets[g + 1] && (row < 0 || row >= m.n_rows)) return "the pattern's rows are out of range";
         for (int64_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
             const int64_t channel = m.columns[k] / taps, tap = m.columns[k] % taps;
             const int32_t to = offsets[channel]++;
-            if (row < 0 || row >= m.n_rows) return "the pattern's rows are out of range";
             columns[to] = static_cast<int32_t>(row * taps + taps - 1 - tap);
             order[to] = static_cast<int32_t>(k);
         }
@@ -111,6 +115,14 @@ Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* colu
     for (int64_t c = channels; c > 0; --c) offsets[c] = offsets[c - 1];
     offsets[0] = 0;
     return nullptr;
+}
+
+}  // namespace
+
+Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order) {
+    if (Failure wrong = check_offsets(m)) return wrong;
+    using One = std::integral_constant<int64_t, 1>;
+    return taps == 1 ? transpose_by(m, One{}, offsets, columns, order) : transpose_by(m, taps, offsets, columns, order);
 }
 
 }  // namespace openwork

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
+from openwork import compiled
 from openwork.scores import ascending, descending, highest, lowest, member
+
+
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def _either(request, monkeypatch):
+    """With the native module and without it."""
+    if request.param == "python":
+        monkeypatch.setattr(compiled, "built", lambda: False)
+    elif not compiled.built():
+        pytest.skip("openwork._native is not built")
 
 
 def cases():

@@ -29,6 +29,7 @@ struct Slab {
 struct SlabShape {
     int64_t lanes, images, channels, height, width, pad_top, pad_left, phases;
     int64_t pixels;              // places in a phase
+    bool plain;                  // the tensor is NCHW, where short lines cost
 };
 
 OW_INLINE int64_t slab_channel(const SlabShape& s) { return odd_lines(s.phases * s.pixels * s.lanes); }
@@ -37,6 +38,7 @@ OW_INLINE int64_t slab_line(const SlabShape& s) { return odd_lines(s.channels * 
 // Lines that move together: enough for whole vectors of pixels in narrow images, and for runs of memory that make the hardware
 // prefetch.
 OW_INLINE int64_t slab_grain(const SlabShape& s) {
+    if (!s.plain) return 1;
     const int64_t least_lines = (kBatchLanes + s.width - 1) / s.width, run = (kRun + s.width - 1) / s.width;
     return most<int64_t>(1, least(most(least_lines, least(run, kTransfer / slab_line(s))), s.height));
 }
@@ -65,7 +67,7 @@ OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
 OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::memset(lines, 0, static_cast<size_t>(count * s.line) * 4); }
 
 // Padded lines [from, to) of the images of panel `panel`, to `lines`.
-void pack_lines(const Slab& s, const float* x, int64_t panel, int64_t from, int64_t to, float* lines) {
+[[maybe_unused]] static void pack_lines(const Slab& s, const float* x, int64_t panel, int64_t from, int64_t to, float* lines) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
     Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false};
     while (from < to) {
@@ -92,7 +94,7 @@ void pack_lines(const Slab& s, const float* x, int64_t panel, int64_t from, int6
 }
 
 // The pixels of padded lines [from, to), back to the tensor.
-void unpack_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, float* y) {
+[[maybe_unused]] static void unpack_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, float* y) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
     Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, s.images * s.channels * plane >= kStreamed};
     from = most(from, s.pad_top);

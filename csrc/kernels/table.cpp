@@ -1,6 +1,8 @@
+#include "blocked.hpp"
 #include "conv.hpp"
 #include "grouping.hpp"
 #include "linear.hpp"
+#include "pooling.hpp"
 #include "segments.hpp"
 
 #define OW_NAME_(x) #x
@@ -11,7 +13,8 @@ namespace OPENWORK_ISA_NAMESPACE {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, segments_forward, conv_forward, conv_backward, common_columns, merges,
+    OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, segments_forward, conv_forward, conv_backward,
+    convert, line_moments, gradient_sums, max_pool, max_pool_backward, common_columns, merges,
 };
 
 }  // namespace OPENWORK_ISA_NAMESPACE

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from openwork import analysis, budgets, layouts, methods, nn
+from openwork.allocator import AllocatorWarning
 from openwork.pattern import Pattern
 from openwork.report import Report
 from openwork.sparsify import Sparsity, sparsify
@@ -12,7 +13,20 @@ from openwork.surgery import densify
 if TYPE_CHECKING:
     from openwork import data
 
-__all__ = ["Pattern", "Report", "Sparsity", "analysis", "budgets", "data", "densify", "layouts", "methods", "nn", "sparsify"]
+__all__ = [
+    "AllocatorWarning",
+    "Pattern",
+    "Report",
+    "Sparsity",
+    "analysis",
+    "budgets",
+    "data",
+    "densify",
+    "layouts",
+    "methods",
+    "nn",
+    "sparsify",
+]
 __version__ = "0.1.0"
 
 

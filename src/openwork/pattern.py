@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openwork import compiled
+
 
 class PatternError(ValueError):
     """The tensors handed over do not describe a pattern."""
@@ -204,6 +206,10 @@ def carry(old: Pattern, new: Pattern) -> tuple[Tensor, Tensor]:
     """
     if old.shape != new.shape:
         raise PatternError(f"carry needs patterns of one shape, got {old.shape} and {new.shape}")
+    if _single_rows(old) and _single_rows(new) and torch.equal(old.rows, new.rows):
+        found = compiled.carry(_index(old), _index(new), old.shape[1])
+        if found is not None:
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1])
     before, source = _ranked(old)
     after, target = _ranked(new)
     # Merged, a position of both patterns stands next to itself: even as an old one, odd as a new one.
@@ -219,6 +225,18 @@ def carry(old: Pattern, new: Pattern) -> tuple[Tensor, Tensor]:
     source = from_old.astype(np.int64) if source is None else source[from_old]
     target = from_new if target is None else target[from_new]
     return torch.from_numpy(source).to(new.device), torch.from_numpy(target).to(new.device)
+
+
+def _single_rows(pattern: Pattern) -> bool:
+    """Whether positions ascend as they are stored, wherever columns do, and the native module can follow them."""
+    if pattern.height > 1 or pattern.device.type != "cpu" or not compiled.takes_index(*_index(pattern)):
+        return False
+    rows = pattern.rows.numpy().ravel()
+    return len(rows) > 0 and rows[0] >= 0 and bool((rows[1:] > rows[:-1]).all())
+
+
+def _index(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
+    return pattern.offsets.numpy(), pattern.cols.numpy()
 
 
 def _ranked(pattern: Pattern) -> tuple[np.ndarray, np.ndarray | None]:

@@ -40,6 +40,8 @@ class Row:
             dense weight where all of it is trained.
         master: whether all of the weight is trained.
         timings: what ``kernel="auto"`` measured, the newest last.
+        conversions: how often a resident activation that began at this layer was turned to NCHW, by the operation that wanted
+            it, or back (``"from NCHW"``).
     """
 
     layer: str
@@ -53,13 +55,20 @@ class Row:
     stored_bytes: int
     master: bool = False
     timings: tuple[Timing, ...] = ()
+    conversions: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """Rows for all linear and convolution layers of a model; prints as a table."""
+    """Rows for all linear and convolution layers of a model; prints as a table.
+
+    Attributes:
+        rows: one for each layer.
+        advice: how training steps would get their memory faster, None where there is nothing to say.
+    """
 
     rows: tuple[Row, ...]
+    advice: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -70,7 +79,7 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know: layers left dense, kernels that compute densely, and what ``kernel="auto"`` measured."""
+        """What a user should know: layers left dense, kernels that compute densely, measured times, advice."""
         notes = [f"{row.layer} stays dense: {row.kernel}" for row in self.rows if row.layout == "dense"]
         masters = [row.layer for row in self.rows if row.master]
         if masters:
@@ -79,7 +88,15 @@ class Report:
             unpacked = [row.layer for row in self.rows if row.layout != "dense" and kernel in row.kernel.split()]
             if unpacked:
                 notes.append(f"kernel {kernel!r} unpacks the weight to dense at every use: {', '.join(unpacked)}")
-        return (*notes, *(f"{row.layer}, {timing}" for row in self.rows for timing in row.timings))
+        measured = [f"{row.layer}, {timing}" for row in self.rows for timing in row.timings]
+        turned = [
+            f"{row.layer}, resident output: {', '.join(f'{why} x {times}' for why, times in row.conversions)}"
+            for row in self.rows
+            if row.conversions
+        ]
+        if turned:
+            notes.append("activations converted between the kernels' layout and NCHW, by operation:")
+        return (*notes, *turned, *measured, *(() if self.advice is None else (self.advice,)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         layouts = {row.layout for row in self.rows if row.layout != "dense"}
@@ -111,8 +128,10 @@ class Report:
         return text.getvalue()
 
 
-def build_report(layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn.Module, str]], order: list[str]) -> Report:
-    """Rows in the model's order."""
+def build_report(
+    layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn.Module, str]], order: list[str], advice: str | None = None
+) -> Report:
+    """Rows in the model's order, and what else there is to say."""
     rows = []
     for name in order:
         if name in layers:
@@ -120,7 +139,7 @@ def build_report(layers: Mapping[str, SparseLayer], dense: Mapping[str, tuple[nn
         else:
             module, reason = dense[name]
             rows.append(_dense_row(name, module, reason))
-    return Report(tuple(rows))
+    return Report(tuple(rows), advice)
 
 
 def _sparse_row(layer: SparseLayer) -> Row:
@@ -133,6 +152,7 @@ def _sparse_row(layer: SparseLayer) -> Row:
     return Row(
         layer.name, module.dense_dims, repr(layer.layout), _kernel(module), layer.density, pattern.density, pattern.nnz,
         size * width, stored, module.has_master, tuple(module.timings.values())[-TIMINGS:],
+        tuple(sorted(module.conversions.items())),
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from openwork import compiled
+
 
 class Evidence(Enum):
     """What a method needs to see of a layer's backward pass in the step of a topology update."""
@@ -94,6 +96,10 @@ def member(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """Whether each of ``ids`` stands in the ascending array ``ranked``."""
     if not len(ranked):
         return np.zeros(ids.shape, dtype=bool)
+    if 8 * ids.size > len(ranked) and compiled.takes(ids, ranked):
+        found = compiled.member(ids, ranked)
+        if found is not None:
+            return found
     if ids.ndim == 1 and len(ids) > 1 and (ids[1:] > ids[:-1]).all():
         return _merged(ids, ranked) if 4 * len(ids) > len(ranked) else _searched(ids, ranked)
     if ranked[0] >= 0 and ranked[-1] < min(_TABLE, 64 * ids.size):
@@ -138,6 +144,24 @@ def _merged(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     at[at == len(ids)] = 0
     found[at[ids[at] == twice]] = True  # what stands twice in ``ranked`` alone is none
     return found
+
+
+def absent(ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    """The distinct ``ids``, ascending, that do not stand in the ascending array ``ranked``."""
+    if compiled.takes(ids, ranked):
+        found = compiled.absent(ids, ranked)
+        if found is not None:
+            return found
+    ids = np.sort(ids)
+    distinct = ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
+    return distinct[~member(distinct, ranked)]
+
+
+def without(items: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """``items`` but for those at the indices ``at``, which ascend and do not repeat."""
+    if compiled.takes(at) and items.ndim == 1 and items.flags.c_contiguous:
+        return compiled.without(items, at)
+    return np.delete(items, at)
 
 
 def arguments(thing: object) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from openwork import layouts as layouts_package
 from openwork import methods as methods_package
+from openwork.allocator import MemoryWatch
 from openwork.budgets import Budget, densities_of, is_number
 from openwork.evidence import Collector
 from openwork.kernels import choose
@@ -53,6 +54,7 @@ class Sparsity:
         self._order = list(order)
         self._optimizer: torch.optim.Optimizer | None = None
         self._updated = False
+        self._memory = MemoryWatch()
 
     @property
     def layers(self) -> dict[str, SparseModule]:
@@ -94,6 +96,8 @@ class Sparsity:
         self._optimizer = optimizer
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
+        if all(module.values.device.type == "cpu" for module in self.layers.values()):
+            self._memory.attach(optimizer)
         self._arm()
         return self
 
@@ -224,7 +228,7 @@ class Sparsity:
 
     def report(self) -> Report:
         """Layer by layer: layout, kernel, density asked and got, bytes; prints as a table."""
-        return build_report(self._layers, self._dense, self._order)
+        return build_report(self._layers, self._dense, self._order, self._memory.advice)
 
 
 def sparsify(

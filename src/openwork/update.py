@@ -16,7 +16,7 @@ from openwork.layouts.stage import Stage
 from openwork.nn import SparseModule
 from openwork.nn.master import resize
 from openwork.pattern import Pattern, carried, carry, consecutive_rows, row_chunks, same_pattern
-from openwork.scores import Proposal, Scores, ascending, lowest, member
+from openwork.scores import Proposal, Scores, lowest, member
 
 
 class Change(NamedTuple):
@@ -138,9 +138,7 @@ class SparseLayer:
     def gradients_at(self, positions: Tensor) -> Scores:
         """Exact gradients of the inactive atoms at ``positions``, on a temporary pattern of these alone."""
         assert self.module.collector is not None
-        ids = self.layout.touched(self.now, positions.numpy())
-        ids = ids[~member(ids, ascending(self.layout.atoms(self.now).numpy()))]
-        pattern = self.layout.only(self.now, ids)
+        pattern = self.layout.only(self.now, self.layout.inactive_at(self.now, positions.numpy()))
         gradient = self.module.collector.gradient_at(pattern.to(self.module.values.device)).abs().cpu()
         return Scores(self.layout.pool(pattern, gradient), self.layout.atoms(pattern))
 
@@ -240,8 +238,13 @@ class SparseLayer:
             after.sort()
             fell = ~member(self._judged(old, proposal), after)
             del after
-        fell[lowest(keep, proposal.n_drop)] = False
+        evicted = np.flatnonzero(fell)
+        # What fell was meant to, where it is the lowest of all; only a tie or a true eviction has to be looked at more closely.
+        rest = keep.copy()
+        rest[evicted] = np.inf
+        if not (len(evicted) <= proposal.n_drop and keep[evicted].max(initial=-np.inf) < rest.min(initial=np.inf)):
+            evicted = evicted[~member(evicted, lowest(keep, proposal.n_drop))]
         size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
-        mass = float(keep.sum(dtype=np.float64))
-        evicted_mass = float(keep[fell].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
-        return Change(old.nnz - len(source), new.nnz - len(source), int(fell.sum()) * size, evicted_mass)
+        mass = float(keep.sum(dtype=np.float64)) if len(evicted) else 0.0
+        evicted_mass = float(keep[evicted].sum(dtype=np.float64)) / mass if mass > 0 else 0.0
+        return Change(old.nnz - len(source), new.nnz - len(source), len(evicted) * size, evicted_mass)

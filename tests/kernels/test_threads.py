@@ -40,12 +40,8 @@ def test_one_thread_against_several(results, height, batch):
     (y, dx, dw), (conv_y, conv_dx, conv_dw) = results(1, height, batch)
     for threads in (2, 3, 4):
         (y_n, dx_n, dw_n), (conv_y_n, conv_dx_n, conv_dw_n) = results(threads, height, batch)
-        for one, several in ((y, y_n), (dx, dx_n), (dw, dw_n), (conv_y, conv_y_n)):
+        for one, several in ((y, y_n), (dx, dx_n), (dw, dw_n), (conv_y, conv_y_n), (conv_dx, conv_dx_n)):
             assert torch.equal(one, several)
-        # The input gradient is summed in another order where threads share 16 images, the weight gradient always.
-        if batch >= 16 * threads:
-            assert torch.equal(conv_dx, conv_dx_n)
-        torch.testing.assert_close(conv_dx, conv_dx_n, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(conv_dw, conv_dw_n, rtol=1e-4, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import openwork as ow
 from openwork.evidence import Collector
 from openwork.methods import GSE
-from openwork.methods.gse import _draw, _first_above
+from openwork.methods.draws import draw, first_above
 from openwork.pattern import Pattern
 from openwork.scores import Evidence
 
@@ -66,12 +66,12 @@ def test_pairs_follow_their_weights():
     generator = torch.Generator().manual_seed(0)
     weight = torch.tensor([0.0, 1.0, -3.0, 0.5, 0.0, 5.5, 0.0])
     n = 20_000
-    counts = torch.bincount(_draw(7, weight, n, generator), minlength=7)
+    counts = torch.bincount(draw(7, weight, n, generator), minlength=7)
     assert counts[[0, 4, 6]].tolist() == [0, 0, 0], "what has no weight is never drawn"
     expected = weight.abs() / weight.abs().sum() * n
     real = expected > 0
     assert float(((counts - expected)[real] ** 2 / expected[real]).sum()) < 16.3, "3 degrees of freedom, 0.1 %"
-    uniform = torch.bincount(_draw(5, torch.zeros(5), n, generator), minlength=5)
+    uniform = torch.bincount(draw(5, torch.zeros(5), n, generator), minlength=5)
     assert float(((uniform - n / 5) ** 2 / (n / 5)).sum()) < 18.5, "without any weight: uniform; 4 degrees of freedom"
 
 
@@ -88,7 +88,7 @@ def test_places_are_found_as_by_a_search(shape):
             weight[random.integers(size)] = 1.0
         sums = weight.cumsum()
         at = np.concatenate([random.random(2000) * sums[-1], sums, np.nextafter(sums, 0), [0.0]])
-        assert np.array_equal(_first_above(sums, at), np.searchsorted(sums, at, side="right"))
+        assert np.array_equal(first_above(sums, at), np.searchsorted(sums, at, side="right"))
 
 
 def layer(kind):

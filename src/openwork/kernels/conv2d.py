@@ -94,6 +94,13 @@ def _window(*parts: list[int]) -> Window:
     return Window(kernel_size, stride, padding, dilation)
 
 
+def check_conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window) -> None:
+    """Raise ``ValueError`` unless all of it fits together, as :func:`conv2d` takes it."""
+    check(pattern, x=x, values=values, bias=bias)
+    _check_image("x", x, _check_window(pattern, window))
+    _output_size(window, (x.shape[2], x.shape[3]))
+
+
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None,
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int],
@@ -101,9 +108,7 @@ def _conv2d(
 ) -> Tensor:  # fmt: skip
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
     window = _window(kernel_size, stride, padding, dilation)
-    check(pattern, x=x, values=values, bias=bias)
-    _check_image("x", x, _check_window(pattern, window))
-    _output_size(window, (x.shape[2], x.shape[3]))
+    check_conv2d(x, values, pattern, bias, window)
     out: Tensor = lookup("conv2d", kernel)(x, values, pattern, bias, window)
     return out
 

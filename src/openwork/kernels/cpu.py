@@ -4,9 +4,8 @@ Tensors cross as addresses, so everything that the native code may touch is chec
 The indices of a pattern are checked by the native code itself while it turns them into offsets, on every call, so that not even
 an index that was overwritten in place can make it read outside its buffers.
 
-The number of threads is torch's.  Linear layers and the output of convolutions do not depend on it, bit for bit.  A
-convolution's weight gradient is a sum over threads, and its input gradient is summed in another order where the batch has less
-than 16 images for each thread: those are the same, bit for bit, in every run with the same number of threads.
+The number of threads is torch's.  Nothing depends on it, bit for bit, but the weight gradient of a convolution, which is a sum
+over threads: that is the same, bit for bit, in every run with the same number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import openwork._native as native
 from openwork.kernels import register
-from openwork.kernels.window import Pair, Window
+from openwork.kernels.window import LANES, Pair, Window, fills_blocks
 from openwork.pattern import Pattern
 
 _Index = tuple[Tensor, Tensor, Tensor]
@@ -36,7 +35,7 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> 
     if pattern.height == 1 and pattern.shape[1] > native.SEGMENT_COLUMNS:
         _segments_forward(x, values, pattern, bias, y, turned=False)
     else:
-        native.linear_forward(x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_stored(pattern, values), _threads())
+        native.linear_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], *stored(pattern, values), threads())
     return y
 
 
@@ -57,11 +56,11 @@ def linear_backward(
         _segments_forward(g, values, pattern, None, dx, turned=True)
         scattered = None
     elif values is not None and dx is not None and pattern.height == 1:
-        native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *_turned(pattern, values, 1), _threads())
+        native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *turned(pattern, values, 1), threads())
         scattered = None
     if scattered is not None or dvalues is not None:
         native.linear_backward(
-            g.data_ptr(), _address(x), _address(scattered), _address(dvalues), g.shape[0], *_stored(pattern, values), _threads()
+            g.data_ptr(), address(x), address(scattered), address(dvalues), g.shape[0], *stored(pattern, values), threads()
         )
     return dx, dvalues
 
@@ -71,8 +70,8 @@ def _segments_forward(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor 
     offsets, cols, order = _windows(pattern, turned)
     rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
     native.segments_forward(
-        x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(),
-        cols.data_ptr(), rows, inputs, rows, 1, len(cols), _threads(),
+        x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(),
+        cols.data_ptr(), rows, inputs, rows, 1, len(cols), threads(),
     )  # fmt: skip
 
 
@@ -85,7 +84,7 @@ def _windows(pattern: Pattern, turned: bool) -> _Index:
     if found is not None and found[0] == key:
         return found[1]
     rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
-    whole: tuple[int, ...] = _stored(pattern, None)
+    whole: tuple[int, ...] = stored(pattern, None)
     if turned:
         offsets, cols, order = _transpose(pattern, 1)
         whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), rows, inputs, rows, 1, len(cols))
@@ -103,9 +102,11 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
-    native.conv_forward(
-        x.data_ptr(), y.data_ptr(), _address(bias), x.shape[0], *_geometry(size, window), *_stored(pattern, values), _threads()
-    )
+    matrix = stored(pattern, values)
+    for part in _parts(len(x)):
+        native.conv_forward(
+            nchw(x[part]), (y[part].data_ptr(), 0, 0), address(bias), len(x[part]), *geometry(size, window), *matrix, threads()
+        )
     return y
 
 
@@ -119,21 +120,43 @@ def conv2d_backward(
     where that would be one convolution for each phase, it scatters.
     """
     g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
-    batch = g.shape[0]
-    dx = None if values is None else g.new_empty(batch, pattern.shape[1] // window.taps, *input_size)
+    dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     scattered = dx
-    if values is not None and dx is not None and pattern.height == 1 and window.stride == (1, 1):
-        flipped = _geometry((g.shape[2], g.shape[3]), _flipped(window))
-        turned = _turned(pattern, values, window.taps)
-        native.conv_forward(g.data_ptr(), dx.data_ptr(), 0, batch, *flipped, *turned, _threads())
+    if values is not None and dx is not None and gathers(pattern, window):
+        flipped = geometry((g.shape[2], g.shape[3]), mirrored(window))
+        turned_weight = turned(pattern, values, window.taps)
+        for part in _parts(len(g)):
+            native.conv_forward(
+                nchw(g[part]), (dx[part].data_ptr(), 0, 0), 0, len(g[part]), *flipped, *turned_weight, threads()
+            )
         scattered = None
-    if scattered is not None or dvalues is not None:
+    if scattered is None and dvalues is None:
+        return dx, None
+    matrix, total = stored(pattern, values), None
+    for part in _parts(len(g)):
         native.conv_backward(
-            g.data_ptr(), _address(x), _address(scattered), _address(dvalues), batch,
-            *_geometry(input_size, window), *_stored(pattern, values), _threads(),
+            nchw(g[part]), nchw(_part(x, part)), (address(_part(scattered, part)), 0, 0), address(dvalues),
+            len(g[part]), *geometry(input_size, window), *matrix, threads(),
         )  # fmt: skip
-    return dx, dvalues
+        if dvalues is not None:
+            total = dvalues.clone() if total is None else total.add_(dvalues)
+    return dx, total
+
+
+def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+def _parts(batch: int) -> list[slice]:
+    """The batch, or its whole blocks and its rest where that would leave much of the last block empty.
+
+    The rest is computed with fewer images side by side.
+    """
+    whole = batch // LANES * LANES
+    if 0 < whole < batch and not fills_blocks(batch):
+        return [slice(0, whole), slice(whole, batch)]
+    return [slice(0, batch)]
 
 
 def scratch_bytes() -> int:
@@ -146,7 +169,8 @@ def release_scratch() -> None:
     native.release_scratch()
 
 
-def _threads() -> int:
+def threads() -> int:
+    """How many compute."""
     return torch.get_num_threads()
 
 
@@ -160,7 +184,13 @@ def _plain_or_none(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else _plain(tensor)
 
 
-def _address(tensor: Tensor | None) -> int:
+def nchw(tensor: Tensor | None) -> tuple[int, ...]:
+    """A plain image batch as the native convolutions take activations."""
+    return (address(tensor), *(0,) * 10)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where it lies; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -173,15 +203,16 @@ def _check_index(pattern: Pattern) -> None:
         raise ValueError(f"the pattern has {offsets.shape[0]} offsets; its {rows.shape[0]} groups need {rows.shape[0] + 1}")
 
 
-def _stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
+def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
+    """A sparse matrix as the native module takes it."""
     _check_index(pattern)
     return (
-        _address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
+        address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
         *pattern.shape, *pattern.rows.shape, pattern.cols.shape[0],
     )  # fmt: skip
 
 
-def _turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
+def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
     """The transposed weight of a pattern of height 1, its values taken through ``order``."""
     offsets, cols, order = _transposition(pattern, taps)
     inputs = pattern.shape[1] // taps
@@ -207,15 +238,21 @@ def _transpose(pattern: Pattern, taps: int) -> _Index:
     _check_index(pattern)
     offsets = torch.empty(pattern.shape[1] // taps + 1, dtype=torch.int32)
     cols, order = torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
-    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *_stored(pattern, None))
+    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *stored(pattern, None))
     return offsets, cols, order
 
 
-def _geometry(size: Pair, window: Window) -> tuple[int, ...]:
+def geometry(size: Pair, window: Window) -> tuple[int, ...]:
+    """A convolution over images of ``size`` as the native module takes it."""
     return (*size, *window.kernel_size, *window.stride, *window.padding, *window.dilation)
 
 
-def _flipped(window: Window) -> Window:
+def gathers(pattern: Pattern, window: Window) -> bool:
+    """Whether the input gradient is a forward convolution of the transposed structure."""
+    return pattern.height == 1 and window.stride == (1, 1)
+
+
+def mirrored(window: Window) -> Window:
     """The window that carries an output's gradient back to the input, for stride 1; its padding can be negative."""
     pads = tuple(d * (k - 1) - p for d, k, p in zip(window.dilation, window.kernel_size, window.padding, strict=True))
     return Window(window.kernel_size, (1, 1), (pads[0], pads[1]), window.dilation)

@@ -53,11 +53,15 @@ def eager(tensor: Tensor) -> bool:
     Then the kernels are called by an ``autograd.Function`` with the same formulas; the dispatcher's way through Python twice
     costs a small layer as much time as its arithmetic.
     """
+    return type(tensor) in (Tensor, torch.nn.Parameter) and unwatched(tensor.device)
+
+
+def unwatched(device: torch.device) -> bool:
+    """Whether no compiler, autocast or dispatch mode watches what is computed there."""
     return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type in ("cpu", "cuda")
+        device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(tensor.device.type)
+        and not torch.is_autocast_enabled(device.type)
         and not is_in_torch_dispatch_mode()
     )
 

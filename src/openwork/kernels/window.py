@@ -7,6 +7,15 @@ from typing import NamedTuple
 Pair = tuple[int, int]
 
 
+LANES = 16
+"""Images that lie side by side where the native kernels compute."""
+
+
+def fills_blocks(batch: int) -> bool:
+    """Whether at most 15 % is lost when the batch is filled up to whole blocks of ``LANES`` images."""
+    return 100 * -(-batch // LANES) * LANES <= 115 * batch
+
+
 class Window(NamedTuple):
     """How a convolution's window moves; every entry is ``(vertical, horizontal)`` in pixels."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, matrix
 from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
-from openwork.scores import Proposal, Scores, ascending, descending, highest, lowest, member
+from openwork.scores import Proposal, Scores, absent, ascending, descending, highest, lowest, member, without
 
 _Order = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
@@ -97,11 +97,11 @@ class AtomLayout(Layout):
         """All atoms of the layer's matrix."""
         return self.total_atoms(now.shape)
 
-    @final
-    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+    def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
         """Atoms by position."""
         distinct, times = np.unique(flat, return_counts=True)
-        return self.gather(now, Weights(distinct, times.astype(np.float64)))[0]
+        ids = self.gather(now, Weights(distinct, times.astype(np.float64)))[0]
+        return absent(ids, ascending(self.atoms(now).numpy()))
 
     @final
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
@@ -166,10 +166,37 @@ class AtomLayout(Layout):
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
-        return self.build(now.shape, self._fill(now.shape, proposal.count, self._ranked(now, proposal)), now.rows)
+        gone = np.empty(0, dtype=np.int64) if proposal.refit is not None else lowest(_numpy(proposal.keep), proposal.n_drop)
+        swapped = self._swapped(now, proposal, gone)
+        if swapped is not None:
+            return swapped
+        return self.build(now.shape, self._fill(now.shape, proposal.count, self._ranked(now, proposal, gone)), now.rows)
 
-    def _ranked(self, now: Pattern, proposal: Proposal) -> np.ndarray:
-        """Kept atoms, fresh ones and dropped ones, each best first."""
+    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Pattern | None:
+        """``build`` of all but the active atoms at the indices ``gone``, and of ``fresh``; both ascend.
+
+        Returns:
+            None where a layout knows nothing faster, ``n_active`` is not the number of active atoms, or an atom is not one or
+            comes twice: then the atoms have to be sorted out one by one.
+        """
+        return None
+
+    def _swapped(self, now: Pattern, proposal: Proposal, gone: np.ndarray) -> Pattern | None:
+        """What ``revise`` comes to where atoms go one for one, and any may take any other's place."""
+        grow, n_active = proposal.grow, len(proposal.keep)
+        wanted = proposal.count - (n_active - len(gone))
+        if proposal.refit is not None or grow.ids is None or not 0 <= wanted <= len(grow.ids) or not self._alike(now.shape):
+            return None
+        ids = _ids(grow)
+        fresh = ids if len(ids) == wanted else ids[highest(_numpy(grow.value), wanted)]
+        return self.swap(now, n_active, gone, ascending(fresh)) if len(fresh) == wanted else None
+
+    def _alike(self, shape: tuple[int, int]) -> bool:
+        """Whether any atom can take any other's place."""
+        return len(self.room(shape)) == 1 and self.rivals(np.empty(0, dtype=np.int64)) is None
+
+    def _ranked(self, now: Pattern, proposal: Proposal, gone: np.ndarray) -> np.ndarray:
+        """Kept atoms, fresh ones and dropped ones (the active ones at the indices ``gone``), each best first."""
         best = self._order(now.shape, proposal.count)
         active = self.atoms(now).numpy()
         if proposal.refit is not None:
@@ -178,14 +205,10 @@ class AtomLayout(Layout):
             keep = _numpy(proposal.keep)
             if len(keep) != len(active):
                 raise LayoutError(f"keep has {len(keep)} scores, the layer has {len(active)} active atoms")
-            gone = lowest(keep, proposal.n_drop)
-        stay = np.ones(len(active), dtype=bool)
-        stay[gone] = False
-        stays = np.flatnonzero(stay)
-        kept = best(active[stays], keep[stays], 0)
+        kept = best(without(active, gone), without(keep, gone), 0)
         if proposal.refit is None:
             fresh = self._fresh(now, proposal.grow, active, kept, best)
-        gone = gone[~member(active[gone], np.sort(fresh))]
+        gone = gone[~member(active[gone], ascending(fresh))]
         return np.concatenate([kept, fresh, best(active[gone], keep[gone], len(kept) + len(fresh))])
 
     def _order(self, shape: tuple[int, int], count: int) -> _Order:
@@ -193,7 +216,7 @@ class AtomLayout(Layout):
 
         Where any atom may take any other's place, only which are the best matters: those alone, as they stood.
         """
-        if len(self.room(shape)) > 1 or self.rivals(np.empty(0, dtype=np.int64)) is not None:
+        if not self._alike(shape):
             return lambda ids, score, before: ids[descending(score)]
         return lambda ids, score, before: ids if len(ids) <= count - before else ids[highest(score, count - before)]
 
@@ -237,8 +260,12 @@ class AtomLayout(Layout):
         """The first of ``ranked`` that the classes have room for; where they do not suffice, the lowest ids of all."""
         limits = self.limits(shape, count)
         ranked = self._without_rivals(ranked)
-        chosen = ranked[first_of_classes(self.classes(shape, ranked), limits)]
-        missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
+        if len(limits) == 1:
+            chosen = ranked[: int(limits[0])]
+            missing = limits - len(chosen)
+        else:
+            chosen = ranked[first_of_classes(self.classes(shape, ranked), limits)]
+            missing = limits - np.bincount(self.classes(shape, chosen), minlength=len(limits))
         if missing.any():
             # With one class the lowest free ids lie among the first few; with more, all have to be looked at.
             span = self.total_atoms(shape) if len(limits) > 1 else len(chosen) + int(missing[0])

@@ -102,8 +102,8 @@ class Layout(LayoutRule):
         """How many atoms there are, active or not."""
 
     @abstractmethod
-    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
-        """The atoms that hold the flat positions ``flat``, ascending, each once."""
+    def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+        """The inactive atoms that hold the flat positions ``flat`` (int64, any order), ascending, each once."""
 
     @abstractmethod
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:

@@ -6,19 +6,11 @@ crosses is checked here.  The number of threads is torch's; results do not depen
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-
 import numpy as np
 import torch
 
+from openwork.compiled import built as built
 from openwork.layouts.linkage import Linkage
-
-
-@functools.cache
-def built() -> bool:
-    """Whether the native module is there; finding out does not load it."""
-    return importlib.util.find_spec("openwork._native") is not None
 
 
 def intersections(flat: np.ndarray, shape: tuple[int, int], rows: range, budget: int) -> np.ndarray:

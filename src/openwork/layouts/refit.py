@@ -103,9 +103,9 @@ class RefitLayout(Layout):
         return self.vectors.best_inactive(now, kept, chunks, n)
 
     @final
-    def touched(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+    def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
         """Vectors by position."""
-        return self.vectors.touched(now, flat)
+        return self.vectors.inactive_at(now, flat)
 
     @final
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:

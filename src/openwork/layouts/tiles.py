@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openwork import compiled
 from openwork.layouts.atoms import summed
 from openwork.layouts.base import check_sizes, draw_distinct
 from openwork.layouts.counted import CountedLayout
 from openwork.layouts.settle import Weights
 from openwork.layouts.shares import EdgeShares, Shares
 from openwork.pattern import Pattern, consecutive_rows
-from openwork.scores import ascending, member
+from openwork.scores import absent, ascending, member
 
 
 class TileLayout(CountedLayout):
@@ -103,6 +104,9 @@ class TileLayout(CountedLayout):
         """Tiles of a group in ascending order."""
         ids = ascending(ids)
         _, tiles = self._grid(shape)
+        if self._n == 1 and compiled.takes(ids):
+            offsets, cols = compiled.split(ids, rows.shape[0], tiles)
+            return Pattern(shape, rows, torch.from_numpy(offsets), torch.from_numpy(cols))
         if self._n == 1:
             starts = np.arange(rows.shape[0] + 1) * tiles
             offsets = np.searchsorted(ids, starts)
@@ -115,6 +119,14 @@ class TileLayout(CountedLayout):
         offsets = np.concatenate([[0], np.cumsum(np.bincount(group, weights=width, minlength=rows.shape[0]))])
         return Pattern(shape, rows, torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(cols.astype(np.int32)))
 
+    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Pattern | None:
+        """Single columns, by the native module."""
+        index = now.offsets.numpy(), now.cols.numpy()
+        if self._n > 1 or n_active != len(now.cols) or not (compiled.takes_index(*index) and compiled.takes(gone, fresh)):
+            return None
+        found = compiled.exchange(index, now.shape[1], gone, fresh)
+        return None if found is None else Pattern(now.shape, now.rows, torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+
     def _heads(self, now: Pattern) -> tuple[np.ndarray, np.ndarray]:
         """Where each stored tile begins among the columns, and its id."""
         _, tiles = self._grid(now.shape)
@@ -126,10 +138,19 @@ class TileLayout(CountedLayout):
     def atoms(self, now: Pattern) -> Tensor:
         """Tile ids in storage order."""
         if self._n == 1:
-            ids = np.repeat(np.arange(now.groups) * now.shape[1], np.diff(now.offsets.numpy()))
-            ids += now.cols.numpy()
+            offsets, cols = now.offsets.numpy(), now.cols.numpy()
+            if compiled.takes_index(offsets, cols):
+                return torch.from_numpy(compiled.join(offsets, cols, now.shape[1]))
+            ids = np.repeat(np.arange(now.groups) * now.shape[1], np.diff(offsets))
+            ids += cols
             return torch.from_numpy(ids)
         return torch.from_numpy(self._heads(now)[1])
+
+    def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
+        """Single weights are their positions; of tiles as of all atoms."""
+        if self._m == self._n == 1:
+            return absent(flat, ascending(self.atoms(now).numpy()))
+        return super().inactive_at(now, flat)
 
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """Over each tile."""

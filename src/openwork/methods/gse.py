@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from openwork.methods.base import Layer
+from openwork.methods.draws import draw
 from openwork.methods.periodic import Periodic
 from openwork.schedules import SCHEDULES, drop_fraction
 from openwork.scores import Evidence, Proposal, Scores, highest, lowest
@@ -100,39 +100,12 @@ class GSE(Periodic):
     def _pairs(self, layer: Layer, n_active: int) -> Tensor:
         """Flat positions, drawn with replacement."""
         n = math.ceil(self.subset * n_active)
-        sides: tuple[Tensor | None, Tensor | None] = (None, None)
-        if self.sampling != "uniform":
-            sides = layer.norms()
-        rows, cols = (_draw(size, weight, n, layer.generator) for size, weight in zip(layer.shape, sides, strict=True))
-        return rows * layer.shape[1] + cols
-
-
-def _draw(size: int, weight: Tensor | None, n: int, generator: torch.Generator) -> Tensor:
-    """``n`` indices below ``size`` with probabilities in proportion to ``|weight|``; uniform if all of it is 0."""
-    if weight is not None:
-        total = weight.detach().double().abs().cpu().cumsum(0)
-        if float(total[-1]) > 0:
-            at = torch.rand(n, dtype=torch.float64, generator=generator) * total[-1]
-            # The first place whose sum exceeds the draw: one of weight 0 is never it.
-            return torch.from_numpy(_first_above(total.numpy(), at.numpy())).clamp_(max=int(weight.nonzero()[-1]))
-    return torch.randint(size, (n,), generator=generator)
-
-
-def _first_above(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """``searchsorted(sums, at, side="right")`` for many ``at`` in ``[0, sums[-1]]``, several times as fast.
-
-    The range is cut in even cells.  Where a cell begins among the sums is looked up once, and from there it is at most a
-    step to nearly all places; the others are searched.
-    """
-    cells = 4 * len(sums)
-    width = sums[-1] / cells
-    # A little early, so that no rounding puts the beginning behind the place.
-    begins = np.searchsorted(sums, np.arange(cells + 1) * (width * (1 - 1e-9)), side="right")
-    found = begins.take((at * (1 / width)).astype(np.int64), mode="clip")
-    found += sums.take(found, mode="clip") <= at
-    far = np.flatnonzero(sums.take(found, mode="clip") <= at)
-    found[far] = np.searchsorted(sums, at[far], side="right")
-    return found
+        if self.sampling == "uniform":
+            # A position is a pair of two independent uniform draws.
+            return draw(layer.shape[0] * layer.shape[1], None, n, layer.generator)
+        sides = layer.norms()
+        rows, cols = (draw(size, weight, n, layer.generator) for size, weight in zip(layer.shape, sides, strict=True))
+        return rows.mul_(layer.shape[1]).add_(cols)
 
 
 def _swap_among_all(

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from openwork.kernels.operator import eager
+from openwork.kernels.operator import eager, unwatched
 from openwork.nn.unpacking import forget
 from openwork.pattern import Pattern
+from openwork.resident import ResidentTensor
 
 WARM_UP = 2
 """Rounds whose times do not count."""
@@ -159,7 +160,9 @@ def _wait(device: torch.device) -> None:
 
 
 def _undisturbed(x: Tensor) -> bool:
-    if torch.jit.is_tracing() or not eager(x):  # type: ignore[attr-defined]  # public, though not exported
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, though not exported
+        return False
+    if not (eager(x) or (isinstance(x, ResidentTensor) and unwatched(x.device))):
         return False
     return x.numel() > 0 and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
@@ -168,23 +171,29 @@ def _passes(
     module: Measurable, inputs: tuple[Tensor, Tensor, Tensor | None], wanted: tuple[bool, ...]
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward and backward of the sparse and of the dense product, on leaves of their own that share memory with ``inputs``."""
-    leaves = [None if tensor is None else tensor.detach() for tensor in inputs]
-    sought = [leaf.requires_grad_() for leaf, want in zip(leaves, wanted, strict=True) if leaf is not None and want]
     with torch.no_grad():
-        out = module.product(*leaves)  # type: ignore[arg-type]  # the bias alone may be None
+        out = module.product(*_leaves(inputs, wanted))  # type: ignore[arg-type]  # the bias alone may be None
     # A generator of its own: the global random state stays as it is.
     own = torch.Generator(out.device).manual_seed(0)
-    gradient = torch.randn(out.shape, generator=own, dtype=out.dtype, device=out.device) if sought else None
+    gradient = torch.randn(out.shape, generator=own, dtype=out.dtype, device=out.device) if any(wanted) else None
 
     def passes(product: Callable[..., Tensor]) -> Callable[[], None]:
         def run() -> None:
+            leaves = _leaves(inputs, wanted)
             result = product(*leaves)
+            sought = [leaf for leaf, want in zip(leaves, wanted, strict=True) if leaf is not None and want]
             if sought:
                 torch.autograd.grad(result, sought, gradient)
 
         return run
 
     return passes(module.product), passes(module.unpacked_product)
+
+
+def _leaves(inputs: tuple[Tensor | None, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """The inputs without their history; a resident one anew: the dense way turns it to NCHW, which is part of its price."""
+    leaves = [tensor.clone() if isinstance(tensor, ResidentTensor) else tensor for tensor in inputs]
+    return [None if t is None else t.detach().requires_grad_(want) for t, want in zip(leaves, wanted, strict=True)]
 
 
 def _no_hooks() -> AbstractContextManager[Any]:

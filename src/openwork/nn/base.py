@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from openwork.nn.dense_view import DenseView
 from openwork.nn.master import resize, straight_through
 from openwork.nn.unpacking import unpacked
 from openwork.pattern import Pattern, PatternError, same_pattern
+from openwork.resident import to_nchw
 
 _INDEX = ("rows", "offsets", "cols")
 
@@ -29,6 +31,7 @@ class SparseModule(nn.Module, ABC):
         kernel: the backend asked for, None for the fastest that there is; ``"auto"`` for whichever of that one and the dense
             product is measured to be faster (see ``openwork.nn.auto``).
         timings: what was measured, the newest last; it is no part of the state.
+        conversions: how often its output, where that was resident, was turned to NCHW or back, by what wanted it.
         collector: evidence for a topology update; None unless the layer is armed.
         master: Parameter of the dense weight's shape, for methods that train all weights; ``values`` are then copies of its
             active ones and have no gradient.  None for all other methods; empty once such a method has ended.
@@ -54,6 +57,7 @@ class SparseModule(nn.Module, ABC):
             self.register_buffer(name, getattr(pattern, name).to(values.device))
         self.kernel = kernel
         self.timings: dict[Key, Timing] = {}
+        self.conversions: Counter[str] = Counter()
         self.collector: Collector | None = None
 
     @property
@@ -221,6 +225,6 @@ def _observe(module: SparseModule, x: Tensor, collector: Collector) -> Tensor:
     # Outside any compiled graph: a hook with side effects has no place in one, and few steps are watched.
     out = module._computed(x)
     if out.requires_grad:
-        seen = x.detach().to(module.values.dtype)
-        out.register_hook(lambda g: collector.record(seen, g.detach().to(seen.dtype)))
+        seen, dtype = x.detach(), module.values.dtype
+        out.register_hook(lambda g: collector.record(to_nchw(seen).to(dtype), to_nchw(g.detach()).to(dtype)))
     return out

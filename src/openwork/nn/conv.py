@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from openwork import resident
 from openwork.kernels import ops
+from openwork.kernels.window import Window
 from openwork.nn.base import SparseModule, check_shape, random_signs
 from openwork.pattern import Pattern
 
@@ -163,6 +165,9 @@ class SparseConv2d(SparseModule):
         pattern = self.pattern
         if self.full_cols is not None:
             pattern = self._among_all_channels(pattern, self.full_cols)
+        if resident.takes(x, self.backend):
+            window = Window(self.kernel_size, self.stride, self.padding, self.dilation)
+            return resident.conv2d(x, values, pattern, bias, window, self.conversions)
         return ops.conv2d(
             x,
             values,

@@ -1,0 +1,205 @@
+// Lines of blocked activations [panel][line][channel][pixel][16]: to and from the slabs of convolutions, and their moments.
+#pragma once
+
+#include "lazy.hpp"
+#include "slab.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+OW_INLINE int64_t blocked_line(const Slab& s) { return s.channels * s.width * kBatchLanes; }
+OW_INLINE int64_t blocked_lanes(int64_t batch, int64_t panel) { return least(kBatchLanes, batch - panel * kBatchLanes); }
+
+// A blocked tensor seen as the slab of an image without padding.
+OW_INLINE int64_t unpadded_table_bytes(const Shape& shape, int64_t grain) { return up(grain * shape.width * 4, 64); }
+OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) {
+    const int64_t channel = shape.width * kBatchLanes, line = shape.channels * channel;
+    int32_t* at = memory.take<int32_t>(grain * shape.width);
+    for (int64_t i = 0; i < grain; ++i) {
+        for (int64_t w = 0; w < shape.width; ++w) at[i * shape.width + w] = static_cast<int32_t>(i * line + w * kBatchLanes);
+    }
+    return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false};
+}
+
+struct FillLine {
+    const Slab& s;
+    int64_t offset;
+    float* to;
+
+    template <typename R>
+    void run(const Lazy& z) const {
+        const int64_t strip = s.width * kBatchLanes;
+        for (int64_t c = 0; c < s.channels; ++c) {
+            const R read(z, c, offset + c * strip);
+            float* channel = to + c * s.channel;
+            for (int64_t w = 0; w < s.width; ++w) {
+                if (s.cropped && s.at[w] < 0) continue;
+                OW_UNROLL
+                for (int64_t l = 0; l < kBatchLanes; l += kLanes) store(channel + s.at[w] + l, read(w * kBatchLanes + l));
+            }
+        }
+    }
+};
+
+// Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
+[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
+    const int64_t lanes = blocked_lanes(s.images, panel);
+    for (int64_t l = from; l < to; ++l) {
+        float* base = lines + (l - from) * s.line;
+        const int64_t h = l - s.pad_top;
+        if (h < 0 || h >= s.height) {
+            zero_lines(s, base, 1);
+            continue;
+        }
+        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
+        for (int64_t c = 0; c < s.channels; ++c) {
+            for (int64_t q = 0; q < s.n_holes; ++q) {
+                for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
+            }
+            for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
+                for (int64_t i = lanes; s.at[w] >= 0 && i < kBatchLanes; ++i) base[c * s.channel + s.at[w] + i] = 0.0f;
+            }
+        }
+    }
+}
+
+// Which lanes of each vector of a pixel belong to the batch: 1 where they do, else 0.
+struct Valid {
+    Vec in[kBatchLanes / kLanes];
+    explicit Valid(int64_t lanes) {
+        float flags[kBatchLanes];
+        for (int64_t l = 0; l < kBatchLanes; ++l) flags[l] = l < lanes ? 1.0f : 0.0f;
+        for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) in[l] = load(flags + l * kLanes);
+    }
+    template <bool Ragged>
+    Vec only(Vec v, int64_t l) const {
+        if constexpr (Ragged) return open(in[l], v);
+        return v;
+    }
+};
+
+// One channel of a line whose pixels lie at `at`, to `out`.
+template <bool Stream>
+OW_INLINE void write_channel(const float* from, const int32_t* at, int64_t width, bool cropped, float* out) {
+    for (int64_t w = 0; w < width; ++w) {
+        OW_UNROLL
+        for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
+            const Vec v = cropped && at[w] < 0 ? Vec{} : load(from + at[w] + l);
+            if constexpr (Stream) {
+                stream(out + w * kBatchLanes + l, v);
+            } else {
+                store(out + w * kBatchLanes + l, v);
+            }
+        }
+    }
+}
+
+// How the pixels of a channel differ from the first: the sums of the differences and of their squares.
+template <bool Ragged>
+OW_INLINE void spread(const float* from, const int32_t* at, int64_t width, const Valid& valid, Vec& sum, Vec& squares) {
+    const Vec first = broadcast(from[at[0]]);
+    sum = squares = Vec{};
+    for (int64_t w = 0; w < width; ++w) {
+        OW_UNROLL
+        for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) {
+            const Vec d = valid.template only<Ragged>(load(from + at[w] + l * kLanes) - first, l);
+            sum += d;
+            squares += d * d;
+        }
+    }
+}
+
+// One line of a slab: written to `out` if that is given, and its moments, the mean and the sum of squared distances from it of every
+// channel, if those are wanted.  Differences from the line's first pixel keep the squares free of the mean.
+template <bool Ragged, bool Stream>
+OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float* out, float* moments) {
+    const Valid valid(lanes);
+    const Vec count = broadcast(static_cast<float>(s.width * lanes));
+    const int64_t strip = s.width * kBatchLanes;
+    for (int64_t c = 0; c < s.channels; c += kLanes) {
+        Vec sum[kLanes], squares[kLanes];
+        float first[kLanes];
+        const int64_t n = least<int64_t>(kLanes, s.channels - c);
+        for (int64_t j = 0; j < n; ++j) {
+            const float* from = line + (c + j) * s.channel;
+            if (moments != nullptr) {
+                first[j] = from[s.at[0]];
+                spread<Ragged>(from, s.at, s.width, valid, sum[j], squares[j]);
+            }
+            if (out != nullptr) write_channel<Stream>(from, s.at, s.width, s.cropped, out + (c + j) * strip);
+        }
+        if (moments == nullptr) continue;
+        for (int64_t j = n; j < kLanes; ++j) {
+            sum[j] = squares[j] = Vec{};
+            first[j] = 0.0f;
+        }
+        const Vec total = sums(sum), off = total / count;
+        float mean[kLanes], distance[kLanes];
+        store(mean, load(first) + off);
+        store(distance, sums(squares) - total * off);
+        for (int64_t j = 0; j < n; ++j) {
+            moments[2 * (c + j)] = mean[j];
+            moments[2 * (c + j) + 1] = distance[j];
+        }
+    }
+}
+
+// The pixels of padded lines [from, to) of a slab to a blocked tensor, if that is given, and their moments, if those are.
+[[maybe_unused]] static void drain_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
+    const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, lanes = blocked_lanes(s.images, panel);
+    const bool past_caches = panels * s.height * blocked_line(s) >= kStreamed && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
+    for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
+        const float* line = lines + (l - from) * s.line;
+        const int64_t at = panel * s.height + l - s.pad_top;
+        float* out = y.blocked == nullptr ? nullptr : y.blocked + at * blocked_line(s);
+        float* moments = y.moments == nullptr ? nullptr : y.moments + at * s.channels * 2;
+        if (lanes < kBatchLanes) {
+            drain_line<true, false>(s, line, lanes, out, moments);
+        } else if (past_caches) {
+            drain_line<false, true>(s, line, lanes, out, moments);
+        } else {
+            drain_line<false, false>(s, line, lanes, out, moments);
+        }
+    }
+}
+
+// The lines of a blocked activation that will be read next, fetched into L2 bit by bit while something else is computed.
+class Ahead {
+public:
+    // `count` lines from padded line l of panel `panel` on; those of the next panel follow the panel's last.
+    Ahead(const Slab& s, const Activation& x, int64_t panel, int64_t l, int64_t count) : arrays_{x.lazy.x, x.lazy.y, x.lazy.gate, x.lazy.keep} {
+        const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, line = panel * s.height + l - s.pad_top;
+        done_ = least(panels * s.height, most<int64_t>(0, line)) * blocked_line(s);
+        start_ = done_;
+        end_ = least(panels * s.height, most<int64_t>(0, line + count)) * blocked_line(s);
+        if (x.plain != nullptr) end_ = start_;
+    }
+
+    // What is fetched when part `part` of `parts` of the computation begins.
+    void fetch(int64_t part, int64_t parts) {
+        const int64_t end = start_ + (end_ - start_) * (part + 1) / parts / 16 * 16;
+        for (const float* array : arrays_) {
+            if (array == nullptr) continue;
+            for (int64_t i = done_; i < end; i += 16) __builtin_prefetch(array + i, 0, 2);
+        }
+        done_ = most(done_, end);
+    }
+
+private:
+    int64_t start_, done_, end_;
+    const float* arrays_[4];
+};
+
+// Either layout.
+OW_INLINE void read_lines(const Slab& s, const Activation& x, int64_t panel, int64_t from, int64_t to, float* lines) {
+    if (x.plain != nullptr) return pack_lines(s, x.plain, panel, from, to, lines);
+    fill_lines(s, x.lazy, panel, from, to, lines);
+}
+
+OW_INLINE void write_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
+    if (y.plain != nullptr) return unpack_lines(s, lines, panel, from, to, y.plain);
+    drain_lines(s, lines, panel, from, to, y);
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
