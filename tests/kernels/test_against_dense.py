@@ -6,6 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from problems import BATCHES, DENSITIES, HEIGHTS, Conv, check_conv, check_linear, convs, random_pattern
 
+from openwork.pattern import Pattern
+
 random_shapes = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -57,3 +59,13 @@ def test_images_larger_than_the_window(size, height):
     pattern = random_pattern(8, 360, height, 0.05)
     check_conv(pattern, conv)
     check_conv(pattern, Conv(8, 40, 17, size, (3, 3), (2, 2), (1, 1), (1, 1)))
+
+
+@pytest.mark.parametrize("side", [(9, 11), (4, 4), (5, 40)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+def test_single_rows_are_cut_into_windows_of_channels(side, stride):
+    """Forward and, transposed, the input gradient: with ascending columns, and in any order, which leaves the rows whole."""
+    conv = Conv(70, 75, 18, side, (3, 3), stride, (1, 1), (1, 1))
+    pattern = Pattern.from_mask(torch.rand(70, 75 * 9, generator=torch.Generator().manual_seed(0)) < 0.1)
+    check_conv(pattern, conv, bias=True)
+    check_conv(random_pattern(70, 75 * 9, 1, 0.1, drop_rows=True), conv)
