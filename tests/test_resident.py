@@ -292,6 +292,60 @@ def test_what_leaves_pytorch_is_nchw():
     assert torch.equal(torch.load(file, weights_only=True), expected)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: t.data.sum((0, 2, 3)), lambda t: torch.stack(list(t)), lambda t: t[0, 1, 2, 3], lambda t: t.double(),
+        lambda t: t.to(torch.bfloat16), lambda t: t.half().float(), lambda t: torch.vmap(torch.sin)(t),
+        lambda t: t.std((2, 3)), lambda t: F.unfold(t, 3), lambda t: torch.einsum("nchw,cd->ndhw", t, torch.ones(8, 2)),
+        lambda t: torch.equal(t, t + 0), lambda t: torch.where(t > 0, t, 2 * t), lambda t: t.amax((2, 3)),
+        lambda t: t.topk(2).values, lambda t: t != 0, lambda t: t.permute(0, 2, 3, 1).contiguous(),
+        lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: 1 - t, lambda t: torch.from_dlpack(t),
+        lambda t: torch.empty(0).set_(t), lambda t: t.share_memory_(), lambda t: t.sum(), lambda t: t.mean((1, 2, 3)),
+        lambda t: t.mean((2, 3), keepdim=True), lambda t: t.sum((-1, -2)), lambda t: t.mean(2), lambda t: t.add(t, alpha=2),
+        lambda t: t.sub_(1), lambda t: t * torch.arange(8.0).view(1, 8, 1, 1), lambda t: t.fill_(2),
+        lambda t: t * torch.arange(128.0).view(16, 8, 1, 1), lambda t: t + torch.ones(16, 8, 6, 6),
+        lambda t: torch.ones(6) + t, lambda t: torch.ones(16, 8, 6, 6).add_(t), lambda t: t.clamp(0.1, 0.2),
+        lambda t: F.threshold(t, 0.2, 7.0), lambda t: t.exp().log(), lambda t: torch.zeros_like(t), lambda t: t.new_ones(3),
+        lambda t: torch.cat([t, t], 1), lambda t: t.view(16, -1), lambda t: t.abs_(), lambda t: t.expand(16, 8, 6, 6),
+        lambda t: t.reshape(16, 8, 36), lambda t: F.max_pool2d(t.relu(), 2), lambda t: t.relu().relu_(),
+        lambda t: (t.relu() + t).relu() + t, lambda t: t.masked_fill(t > 0, 1.0), lambda t: torch.maximum(t, -t),
+        lambda t: torch.lerp(t, t + 1, 0.5), lambda t: t.addcmul(t, t, value=2), lambda t: t.clone().zero_() + t,
+        lambda t: t.norm(),
+    ],
+)  # fmt: skip
+def test_any_function_gives_what_it_gives_of_a_plain_tensor(function):
+    with torch.no_grad():
+        out = conv(8, 8)(images())
+        expected = function(resident.to_nchw(out))
+        found = function(out)
+    if isinstance(found, ResidentTensor):
+        found = resident.to_nchw(found)
+    torch.testing.assert_close(found, expected)
+
+
+def test_memory_that_is_not_there_is_refused():
+    with torch.no_grad():
+        out = conv(8, 8)(images())
+    with pytest.raises(RuntimeError, match="data pointer"):
+        out.data_ptr()
+    with pytest.raises(ValueError, match="tensor must be float32"):
+        resident.from_nchw(torch.ones(2, 2))
+
+
+def test_distributed_data_parallel(tmp_path):
+    model, x = nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, seed=1)), images(30)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        for one in (model, parallel):
+            (one(x) ** 3).mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for a, b in zip(model.parameters(), parallel.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 def test_inference_mode_and_no_grad():
     model = Block(False).eval()
     x = images(30)

@@ -1,5 +1,6 @@
 // Two-dimensional convolutions.  A thread carries 16 images at a time down their lines: it packs the input lines that the next output
-// line needs, computes that line of every channel, and unpacks it, so the blocked form of an activation never leaves the caches.
+// line needs, computes that line of every channel, and unpacks it.  What it reads and writes is NCHW or blocked; of NCHW the blocked
+// form never leaves the caches, and a blocked activation that is a formula is computed on the way in.
 #include "conv.hpp"
 
 #include <omp.h>

@@ -88,6 +88,8 @@ class ResidentTensor(Tensor):
     def __new__(cls, content: Content) -> ResidentTensor:  # noqa: D102  # a magic method, though ruff takes it for another
         tensor: ResidentTensor = Tensor._make_wrapper_subclass(cls, content.size, dtype=torch.float32, device=CPU)
         tensor.content = content
+        # Native code that reads memory by itself gets an error, not a null pointer.
+        torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
 
     @classmethod
@@ -105,6 +107,18 @@ class ResidentTensor(Tensor):
 
     def __array__(self, dtype: Any = None) -> Any:
         return to_nchw(self).__array__(dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return to_nchw(self.detach()).__dlpack__(**options)
+
+    def untyped_storage(self) -> Any:
+        """Of the numbers in NCHW, which are held from now on."""
+        return self.content.nchw("untyped_storage").untyped_storage()
+
+    def share_memory_(self) -> Any:
+        """Move the numbers, in NCHW from now on, to shared memory."""
+        self.content.nchw("share_memory_").share_memory_()
+        return self
 
     def tolist(self) -> Any:
         """Of the numbers in NCHW."""
