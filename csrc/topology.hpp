@@ -39,9 +39,16 @@ Failure join(const Index&, int64_t width, int64_t* ids);
 
 // The pattern of all columns but those stored at the indices gone[n_gone], and of fresh[n_fresh], ids as in `join`: new offsets
 // [groups + 1] and columns [stored - n_gone + n_fresh].  False where that would not be in order: where indices, ids or the
-// columns of a group do not ascend strictly or lie outside, or what is fresh stands among what stays.
+// columns of a group do not ascend strictly or lie outside, or what is fresh stands among what stays.  origin[stored - n_gone +
+// n_fresh] says where each column was stored, 0 for fresh ones, and new_at[n_fresh] where those are stored now.  `distinct`:
+// nothing fresh was among what went.
+struct Exchange {
+    int32_t *offsets, *columns;
+    int64_t *origin, *new_at;
+    bool in_order, distinct;
+};
 Failure exchange(const Index& before, int64_t width, const int64_t* gone, int64_t n_gone, const int64_t* fresh, int64_t n_fresh,
-                 int32_t* offsets, int32_t* columns, bool& in_order, int threads);
+                 Exchange& out, int threads);
 
 // source, target: where each column that both hold is stored in either, as they are stored in `after`, of whose columns both
 // have room for all.  `count` is -1 where the columns of a group of `after` do not ascend strictly.
