@@ -38,6 +38,18 @@ public:
         return true;
     }
 
+    // Of 0 .. length - 1.
+    void cover(int64_t length) {
+        length_ = static_cast<uint64_t>(length);
+        bits_.assign((length_ + 63) / 64, 0);
+    }
+
+    // Clears a number of the range.
+    void clear(int64_t id) {
+        const uint64_t place = static_cast<uint64_t>(id) - least_;
+        bits_[place / 64] &= ~(uint64_t{1} << (place % 64));
+    }
+
     int64_t words() const { return static_cast<int64_t>(bits_.size()); }
 
     bool has(int64_t id) const {
@@ -101,12 +113,9 @@ bool ascend_below(const int64_t* ids, int64_t n, int64_t limit) {
     return !falls;
 }
 
-}  // namespace
-
-int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out, int threads) {
-    Table table;
-    threads = team(n, threads);
-    if (!table.cover(ids, n, span, threads)) return -1;
+// Sets the bits of ids[n], has `clear(first, last)` clear some in the words first .. last - 1, and lists what remains in out[n + 1].
+template <typename Clear>
+int64_t remaining(Table& table, const int64_t* ids, int64_t n, int64_t* out, int threads, Clear clear) {
     // Every thread has words of its own, and all but the first a list of its own.
     std::vector<std::unique_ptr<int64_t[]>> lists(static_cast<size_t>(threads));
     for (int t = 1; t < threads; ++t) lists[t].reset(new int64_t[static_cast<size_t>(n) + 1]);
@@ -115,7 +124,7 @@ int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, 
     for (int t = 0; t < threads; ++t) {
         const int64_t first = share(table.words(), t, threads), last = share(table.words(), t + 1, threads);
         table.write<true>(ids, n, first, last);
-        table.write<false>(others, m, first, last);
+        clear(first, last);
         counts[t] = table.list(first, last, t == 0 ? out : lists[t].get());
     }
     int64_t count = counts[0];
@@ -124,6 +133,77 @@ int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, 
         count += counts[t];
     }
     return count;
+}
+
+}  // namespace
+
+int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out, int threads) {
+    Table table;
+    threads = team(n, threads);
+    if (!table.cover(ids, n, span, threads)) return -1;
+    return remaining(table, ids, n, out, threads, [&](int64_t first, int64_t last) { table.write<false>(others, m, first, last); });
+}
+
+int64_t unlisted(const Index& active, int64_t width, const int64_t* flat, int64_t n, int64_t* out, int threads) {
+    const int64_t length = active.groups * width;
+    if (check(active) != nullptr) return -1;
+    threads = team(n, threads);
+    bool outside = false;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(|| : outside)
+    for (int64_t i = 0; i < n; ++i) outside |= flat[i] < 0 || flat[i] >= length;
+    if (outside) return -1;
+    Table table;
+    table.cover(length);
+    return remaining(table, flat, n, out, threads, [&](int64_t first, int64_t last) {
+        // Groups at either end may share their words with another thread.
+        const int64_t from = 64 * first, to = std::min(64 * last, length);
+        for (int64_t g = from / width; g * width < to; ++g) {
+            for (int64_t k = active.offsets[g]; k < active.offsets[g + 1]; ++k) {
+                const int64_t id = g * width + active.columns[k];
+                if (id >= from && id < to) table.clear(id);
+            }
+        }
+    });
+}
+
+bool extreme(const float* scores, int64_t size, int64_t wanted, bool highest, int64_t* found) {
+    // As integers that order as the numbers do; both zeros are one number.
+    const auto rank = [=](int64_t i) {
+        const float score = (highest ? -scores[i] : scores[i]) + 0.0f;
+        uint32_t bits;
+        std::memcpy(&bits, &score, sizeof bits);
+        return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
+    };
+    constexpr int kShift = 19;
+    std::vector<int64_t> counts(1 << (32 - kShift), 0);
+    bool ordered = true;
+    for (int64_t i = 0; i < size; ++i) {
+        ordered &= scores[i] == scores[i];
+        ++counts[rank(i) >> kShift];
+    }
+    if (!ordered) return false;
+    // The bucket of the last that is wanted, and which of its own that one is.
+    int64_t left = wanted;
+    uint32_t bucket = 0;
+    while (counts[bucket] < left) left -= counts[bucket++];
+    std::vector<uint32_t> near;
+    near.reserve(static_cast<size_t>(counts[bucket]));
+    for (int64_t i = 0; i < size; ++i) {
+        if (rank(i) >> kShift == bucket) near.push_back(rank(i));
+    }
+    std::nth_element(near.begin(), near.begin() + (left - 1), near.end());
+    const uint32_t edge = near[static_cast<size_t>(left - 1)];
+    int64_t tied = left;
+    for (const uint32_t value : near) tied -= value < edge;
+    int64_t count = 0;
+    for (int64_t i = 0; i < size; ++i) {
+        const uint32_t value = rank(i);
+        const bool is_tied = value == edge && tied > 0;
+        tied -= is_tied;
+        found[count] = i;
+        count += value < edge || is_tied;
+    }
+    return true;
 }
 
 bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found) {

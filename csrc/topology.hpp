@@ -24,8 +24,9 @@ void draw_weighted(uint64_t seed, const double* sums, int64_t size, int64_t last
 // out[n - m]: items of `width` bytes without those at the strictly ascending indices at[m], m <= n.
 Failure without(const char* items, int64_t width, int64_t n, const int64_t* at, int64_t m, char* out);
 
-// offsets[groups + 1], columns[n]: of ids group * width + column, which ascend.
-Failure split(const int64_t* ids, int64_t n, int64_t groups, int64_t width, int32_t* offsets, int32_t* columns);
+// found[n + 1]: the ascending indices of the `wanted` lowest of scores[size], 0 < wanted <= size, or highest where asked for, ties
+// by lowest index; false where one is not a number.
+bool extreme(const float* scores, int64_t size, int64_t wanted, bool highest, int64_t* found);
 
 // The columns of a pattern, group by group.
 struct Index {
@@ -33,6 +34,13 @@ struct Index {
     const int32_t* columns;  // [stored]
     int64_t groups, stored;
 };
+
+// The distinct of flat[n] that no column of `active` stands for, ids as in `join`: ascending, with room for one more; how many, or
+// -1 where an id lies outside the matrix or the offsets of the pattern do not ascend.
+int64_t unlisted(const Index& active, int64_t width, const int64_t* flat, int64_t n, int64_t* out, int threads);
+
+// offsets[groups + 1], columns[n]: of ids group * width + column, which ascend.
+Failure split(const int64_t* ids, int64_t n, int64_t groups, int64_t width, int32_t* offsets, int32_t* columns);
 
 // ids[stored]: group * width + column, as they are stored.
 Failure join(const Index&, int64_t width, int64_t* ids);

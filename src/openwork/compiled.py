@@ -88,6 +88,40 @@ def _drawn(seed: int, n: int) -> np.ndarray:
     return np.empty(n, dtype=np.int64)
 
 
+def extreme(score: np.ndarray, n: int, *, highest: bool) -> np.ndarray | None:
+    """Ascending indices of the ``n`` lowest or highest of a float32 ``score``, ties by lowest index; None where one is NaN.
+
+    Raises:
+        ValueError: ``score`` is not contiguous one-dimensional float32, or ``n`` is not in 1..len(score).
+    """
+    if score.dtype != np.float32 or score.ndim != 1 or not score.flags.c_contiguous:
+        raise ValueError(f"score must be contiguous one-dimensional float32, got {score.dtype} of shape {score.shape}")
+    if not 1 <= n <= len(score):
+        raise ValueError(f"n={n!r} must lie in 1..{len(score)}, the number of scores")
+    found = np.empty(n + 1, dtype=np.int64)
+    return found[:n] if _native().extreme(*_array(score), n, highest, _address(found)) else None
+
+
+def unlisted(before: _Index, width: int, flat: np.ndarray) -> np.ndarray | None:
+    """The distinct ids ``flat``, numbered as by ``join``, whose columns a pattern does not store; ascending.
+
+    Returns:
+        int64, or None where the matrix is too large for a table of it, or an id or the offsets are not right.
+
+    Raises:
+        ValueError: what ``join`` says.
+    """
+    _check_index(*before)
+    _check(flat=flat)
+    groups = len(before[0]) - 1
+    if groups * width > _span(flat, before[1]):
+        return None
+    out = np.empty(len(flat) + 1, dtype=np.int64)
+    parts = (*map(_address, before), groups, len(before[1]), width)
+    count = _native().unlisted(*parts, *_array(flat), _address(out), torch.get_num_threads())
+    return None if count < 0 else out[:count]
+
+
 def without(items: np.ndarray, at: np.ndarray) -> np.ndarray:
     """``items`` but for those at the indices ``at``, which ascend strictly.
 

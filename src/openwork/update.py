@@ -138,9 +138,9 @@ class SparseLayer:
     def gradients_at(self, positions: Tensor) -> Scores:
         """Exact gradients of the inactive atoms at ``positions``, on a temporary pattern of these alone."""
         assert self.module.collector is not None
-        pattern = self.layout.only(self.now, self.layout.inactive_at(self.now, positions.numpy()))
+        pattern, ids = self.layout.candidates(self.now, positions.numpy())
         gradient = self.module.collector.gradient_at(pattern.to(self.module.values.device)).abs().cpu()
-        return Scores(self.layout.pool(pattern, gradient), self.layout.atoms(pattern))
+        return Scores(self.layout.pool(pattern, gradient), ids)
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Norms of the output gradient's and the input's rows."""

@@ -72,6 +72,40 @@ def test_ids_too_far_apart_for_a_table_are_left_to_python():
     assert scores.absent(np.array([2**40, 0, 2**40]), np.array([0])).tolist() == [2**40]
 
 
+def test_the_lowest_and_highest_are_those_of_python(python):
+    random = np.random.default_rng(0)
+    for n in (1, 2, 10, 1000):
+        plain = random.standard_normal(n).astype(np.float32)
+        spread = plain * np.float32(10.0) ** random.integers(-45, 38, n).astype(np.float32)
+        rounded, one = np.round(plain), np.full(n, np.float32(-0.0))
+        one[::2] = 0.0
+        infinite, broken = rounded / np.float32(2), plain.copy()
+        infinite[::3], infinite[1::3] = np.inf, -np.inf
+        broken[n // 2] = np.nan
+        for score in (plain, spread, rounded, one, infinite, broken):
+            for wanted in (0, 1, n // 2, n - 1, n, n + 1):
+                for function in (scores.lowest, scores.highest):
+                    assert np.array_equal(function(score, wanted), python(function, score, wanted))
+    assert compiled.extreme(np.array([np.nan, 1.0], dtype=np.float32), 1, highest=True) is None
+
+
+def test_unlisted_is_what_no_column_stands_for():
+    for shape, mask, random in matrices():
+        now = Pattern.from_mask(torch.from_numpy(mask))
+        for n in (0, 5, 2 * mask.size):
+            flat = random.integers(0, mask.size, n)
+            found = compiled.unlisted((now.offsets.numpy(), now.cols.numpy()), shape[1], flat)
+            assert mask.size > 64 * n or np.array_equal(found, np.setdiff1d(flat, np.flatnonzero(mask)))
+
+
+def test_ids_outside_a_pattern_are_left_to_python():
+    assert compiled.unlisted(GOOD, 5, ids(10)) is None
+    assert compiled.unlisted(GOOD, 5, ids(-1)) is None
+    assert compiled.unlisted(GOOD, 2**20, ids(1)) is None
+    assert compiled.unlisted(index([0, 9, 3], [1, 4, 0]), 5, ids(1)) is None
+    assert compiled.unlisted(index([0, 2, 3], [-(2**31), 2**31 - 1, 0]), 5, ids(1, 5, 9)).tolist() == [1, 9]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int8])
 def test_without_is_delete(dtype, python):
     random = np.random.default_rng(0)
@@ -202,6 +236,8 @@ def ids(*some):
         (lambda: compiled.absent(np.zeros(3, dtype=np.int32), ids()), "ids must be contiguous one-dimensional int64"),
         (lambda: compiled.member(ids(1, 2, 3, 4)[::2], ids()), "ids must be contiguous"),
         (lambda: compiled.member(ids(1), np.zeros((1, 1), dtype=np.int64)), "others must be contiguous"),
+        (lambda: compiled.extreme(np.zeros(3), 1, highest=False), "score must be contiguous one-dimensional float32"),
+        (lambda: compiled.extreme(np.zeros(3, dtype=np.float32), 4, highest=False), "n=4 must lie in 1..3"),
         (lambda: compiled.without(np.zeros((2, 2)), ids(0)), "items must be contiguous"),
         (lambda: compiled.without(np.zeros(2), ids(0, 1, 2)), "more indices than items"),
         (lambda: compiled.without(np.zeros(4), ids(1, 1)), "do not ascend or leave"),

@@ -122,6 +122,11 @@ class Layout(LayoutRule):
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
         """The pattern of just these atoms, over the row groups of ``now``."""
 
+    def candidates(self, now: Pattern, flat: np.ndarray) -> tuple[Pattern, Tensor]:
+        """The pattern of just ``inactive_at``, and its atoms in the order of ``atoms``."""
+        pattern = self.only(now, self.inactive_at(now, flat))
+        return pattern, self.atoms(pattern)
+
     @abstractmethod
     def pool(self, now: Pattern, scores: Tensor) -> Tensor:
         """The mean of ``scores`` ``[K, h]`` over the real weights of every active atom."""

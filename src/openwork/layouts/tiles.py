@@ -158,9 +158,19 @@ class TileLayout(CountedLayout):
 
     def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
         """Single weights are their positions; of tiles as of all atoms."""
-        if self._m == self._n == 1:
-            return absent(flat, ascending(self.atoms(now).numpy()))
-        return super().inactive_at(now, flat)
+        if self._m > 1 or self._n > 1:
+            return super().inactive_at(now, flat)
+        index = now.offsets.numpy(), now.cols.numpy()
+        if compiled.takes(flat) and compiled.takes_index(*index):
+            found = compiled.unlisted(index, now.shape[1], flat)
+            if found is not None:
+                return found
+        return absent(flat, ascending(self.atoms(now).numpy()))
+
+    def candidates(self, now: Pattern, flat: np.ndarray) -> tuple[Pattern, Tensor]:
+        """Tiles are stored in ascending order."""
+        ids = self.inactive_at(now, flat)
+        return self.only(now, ids), torch.from_numpy(ids)
 
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """Over each tile."""
