@@ -66,11 +66,6 @@ void bind_topology(nb::module_& m) {
         if (size > n || width < 1) throw nb::value_error("there are more indices than items");
         check(unlocked([=] { return without(at<const char>(items), width, n, at<const int64_t>(indices), size, at<char>(out)); }));
     });
-    m.def("extreme", [](Address scores, int64_t n, int64_t wanted, bool highest, Address found) {
-        check_sizes(n, wanted);
-        if (wanted < 1 || wanted > n) throw nb::value_error("as many scores as are wanted there are not");
-        return unlocked([=] { return extreme(at<const float>(scores), n, wanted, highest, at<int64_t>(found)); });
-    });
     m.def("unlisted", [](Address offsets, Address columns, int64_t groups, int64_t stored, int64_t width, Address flat, int64_t n, Address out,
                          int threads) {
         check_matrix(groups, width, stored);

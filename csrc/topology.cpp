@@ -166,46 +166,6 @@ int64_t unlisted(const Index& active, int64_t width, const int64_t* flat, int64_
     });
 }
 
-bool extreme(const float* scores, int64_t size, int64_t wanted, bool highest, int64_t* found) {
-    // As integers that order as the numbers do; both zeros are one number.
-    const auto rank = [=](int64_t i) {
-        const float score = (highest ? -scores[i] : scores[i]) + 0.0f;
-        uint32_t bits;
-        std::memcpy(&bits, &score, sizeof bits);
-        return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
-    };
-    constexpr int kShift = 19;
-    std::vector<int64_t> counts(1 << (32 - kShift), 0);
-    bool ordered = true;
-    for (int64_t i = 0; i < size; ++i) {
-        ordered &= scores[i] == scores[i];
-        ++counts[rank(i) >> kShift];
-    }
-    if (!ordered) return false;
-    // The bucket of the last that is wanted, and which of its own that one is.
-    int64_t left = wanted;
-    uint32_t bucket = 0;
-    while (counts[bucket] < left) left -= counts[bucket++];
-    std::vector<uint32_t> near;
-    near.reserve(static_cast<size_t>(counts[bucket]));
-    for (int64_t i = 0; i < size; ++i) {
-        if (rank(i) >> kShift == bucket) near.push_back(rank(i));
-    }
-    std::nth_element(near.begin(), near.begin() + (left - 1), near.end());
-    const uint32_t edge = near[static_cast<size_t>(left - 1)];
-    int64_t tied = left;
-    for (const uint32_t value : near) tied -= value < edge;
-    int64_t count = 0;
-    for (int64_t i = 0; i < size; ++i) {
-        const uint32_t value = rank(i);
-        const bool is_tied = value == edge && tied > 0;
-        tied -= is_tied;
-        found[count] = i;
-        count += value < edge || is_tied;
-    }
-    return true;
-}
-
 bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found) {
     Table table;
     if (!table.cover(others, m, span, 1)) return false;

@@ -24,10 +24,6 @@ void draw_weighted(uint64_t seed, const double* sums, int64_t size, int64_t last
 // out[n - m]: items of `width` bytes without those at the strictly ascending indices at[m], m <= n.
 Failure without(const char* items, int64_t width, int64_t n, const int64_t* at, int64_t m, char* out);
 
-// found[n + 1]: the ascending indices of the `wanted` lowest of scores[size], 0 < wanted <= size, or highest where asked for, ties
-// by lowest index; false where one is not a number.
-bool extreme(const float* scores, int64_t size, int64_t wanted, bool highest, int64_t* found);
-
 // The columns of a pattern, group by group.
 struct Index {
     const int32_t* offsets;  // [groups + 1]

@@ -88,20 +88,6 @@ def _drawn(seed: int, n: int) -> np.ndarray:
     return np.empty(n, dtype=np.int64)
 
 
-def extreme(score: np.ndarray, n: int, *, highest: bool) -> np.ndarray | None:
-    """Ascending indices of the ``n`` lowest or highest of a float32 ``score``, ties by lowest index; None where one is NaN.
-
-    Raises:
-        ValueError: ``score`` is not contiguous one-dimensional float32, or ``n`` is not in 1..len(score).
-    """
-    if score.dtype != np.float32 or score.ndim != 1 or not score.flags.c_contiguous:
-        raise ValueError(f"score must be contiguous one-dimensional float32, got {score.dtype} of shape {score.shape}")
-    if not 1 <= n <= len(score):
-        raise ValueError(f"n={n!r} must lie in 1..{len(score)}, the number of scores")
-    found = np.empty(n + 1, dtype=np.int64)
-    return found[:n] if _native().extreme(*_array(score), n, highest, _address(found)) else None
-
-
 def unlisted(before: _Index, width: int, flat: np.ndarray) -> np.ndarray | None:
     """The distinct ids ``flat``, numbered as by ``join``, whose columns a pattern does not store; ascending.
 

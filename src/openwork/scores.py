@@ -176,9 +176,6 @@ def lowest(score: np.ndarray, n: int) -> np.ndarray:
     n = max(0, min(int(n), len(score)))
     if n == 0 or n == len(score):
         return np.arange(n)
-    found = _extreme(score, n, highest=False)
-    if found is not None:
-        return found
     edge = np.partition(score, n - 1)[n - 1]
     chosen = np.flatnonzero(score <= edge)
     if len(chosen) == n:
@@ -190,14 +187,7 @@ def lowest(score: np.ndarray, n: int) -> np.ndarray:
 
 def highest(score: np.ndarray, n: int) -> np.ndarray:
     """Indices of the ``n`` highest scores, ties by lowest index."""
-    found = _extreme(score, int(n), highest=True)
-    return lowest(-score, n) if found is None else found
-
-
-def _extreme(score: np.ndarray, n: int, *, highest: bool) -> np.ndarray | None:
-    """What ``lowest`` and ``highest`` come to for numbers that the native module takes."""
-    plain = score.dtype == np.float32 and score.ndim == 1 and score.flags.c_contiguous
-    return compiled.extreme(score, n, highest=highest) if plain and 0 < n < len(score) and compiled.built() else None
+    return lowest(-score, n)
 
 
 def descending(score: np.ndarray) -> np.ndarray:

@@ -72,23 +72,6 @@ def test_ids_too_far_apart_for_a_table_are_left_to_python():
     assert scores.absent(np.array([2**40, 0, 2**40]), np.array([0])).tolist() == [2**40]
 
 
-def test_the_lowest_and_highest_are_those_of_python(python):
-    random = np.random.default_rng(0)
-    for n in (1, 2, 10, 1000):
-        plain = random.standard_normal(n).astype(np.float32)
-        spread = plain * np.float32(10.0) ** random.integers(-45, 38, n).astype(np.float32)
-        rounded, one = np.round(plain), np.full(n, np.float32(-0.0))
-        one[::2] = 0.0
-        infinite, broken = rounded / np.float32(2), plain.copy()
-        infinite[::3], infinite[1::3] = np.inf, -np.inf
-        broken[n // 2] = np.nan
-        for score in (plain, spread, rounded, one, infinite, broken):
-            for wanted in (0, 1, n // 2, n - 1, n, n + 1):
-                for function in (scores.lowest, scores.highest):
-                    assert np.array_equal(function(score, wanted), python(function, score, wanted))
-    assert compiled.extreme(np.array([np.nan, 1.0], dtype=np.float32), 1, highest=True) is None
-
-
 def test_unlisted_is_what_no_column_stands_for():
     for shape, mask, random in matrices():
         now = Pattern.from_mask(torch.from_numpy(mask))
@@ -236,8 +219,6 @@ def ids(*some):
         (lambda: compiled.absent(np.zeros(3, dtype=np.int32), ids()), "ids must be contiguous one-dimensional int64"),
         (lambda: compiled.member(ids(1, 2, 3, 4)[::2], ids()), "ids must be contiguous"),
         (lambda: compiled.member(ids(1), np.zeros((1, 1), dtype=np.int64)), "others must be contiguous"),
-        (lambda: compiled.extreme(np.zeros(3), 1, highest=False), "score must be contiguous one-dimensional float32"),
-        (lambda: compiled.extreme(np.zeros(3, dtype=np.float32), 4, highest=False), "n=4 must lie in 1..3"),
         (lambda: compiled.without(np.zeros((2, 2)), ids(0)), "items must be contiguous"),
         (lambda: compiled.without(np.zeros(2), ids(0, 1, 2)), "more indices than items"),
         (lambda: compiled.without(np.zeros(4), ids(1, 1)), "do not ascend or leave"),
