@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openwork.layouts.base import Dims, Layout, LayoutError, Swap, draw_distinct, matrix
+from openwork.layouts.classes import best_of_classes, first_of_classes
 from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
 from openwork.scores import Proposal, Scores, absent, ascending, descending, highest, lowest, member, without
@@ -312,25 +313,6 @@ class AtomLayout(Layout):
             raise LayoutError(f"the pattern holds {len(ids)} atoms of {self!r}, not {count}")
 
 
-def summed(ids: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct ids, ascending, and the sum of the scores of each."""
-    if (ids[1:] > ids[:-1]).all():
-        return ids, score
-    distinct, inverse = np.unique(ids, return_inverse=True)
-    return distinct, np.bincount(inverse, weights=score, minlength=len(distinct))
-
-
-def first_of_classes(classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Ascending indices of the first ``limits[class]`` members of every class."""
-    if len(limits) == 1:
-        return np.arange(min(len(classes), int(limits[0])))
-    order = np.argsort(classes, kind="stable")
-    sizes = np.bincount(classes, minlength=len(limits))
-    # In the sorted order a class's members stand together: the first few of each.
-    within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(order[within < np.repeat(limits, sizes)])
-
-
 def _ids(scores: Scores) -> np.ndarray:
     if scores.ids is None:
         raise LayoutError("these scores carry no ids")
@@ -339,11 +321,3 @@ def _ids(scores: Scores) -> np.ndarray:
 
 def _numpy(score: Tensor) -> np.ndarray:
     return score.detach().cpu().numpy()
-
-
-def best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Indices of the ``limits[class]`` highest scores of every class, ties by lowest id."""
-    if len(limits) == 1:
-        return highest(score, limits[0])
-    order = np.lexsort((ids, -score))
-    return np.sort(order[first_of_classes(classes[order], limits)])

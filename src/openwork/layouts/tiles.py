@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from openwork import compiled
-from openwork.layouts.atoms import summed
 from openwork.layouts.base import Swap, check_sizes, draw_distinct
+from openwork.layouts.classes import summed
 from openwork.layouts.counted import CountedLayout
 from openwork.layouts.settle import Weights
 from openwork.layouts.shares import EdgeShares, Shares
