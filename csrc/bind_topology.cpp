@@ -66,6 +66,13 @@ void bind_topology(nb::module_& m) {
         if (size > n || width < 1) throw nb::value_error("there are more indices than items");
         check(unlocked([=] { return without(at<const char>(items), width, n, at<const int64_t>(indices), size, at<char>(out)); }));
     });
+    m.def("unlisted", [](Address offsets, Address columns, int64_t groups, int64_t stored, int64_t width, Address flat, int64_t n, Address out,
+                         int threads) {
+        check_matrix(groups, width, stored);
+        check_sizes(n, 0);
+        const Index active{at<const int32_t>(offsets), at<const int32_t>(columns), groups, stored};
+        return unlocked([=] { return unlisted(active, width, at<const int64_t>(flat), n, at<int64_t>(out), team(threads)); });
+    });
     m.def("split", [](Address ids, int64_t n, int64_t groups, int64_t width, Address offsets, Address columns) {
         check_matrix(groups, width, n);
         check(unlocked([=] { return split(at<const int64_t>(ids), n, groups, width, at<int32_t>(offsets), at<int32_t>(columns)); }));
@@ -76,18 +83,18 @@ void bind_topology(nb::module_& m) {
         check(unlocked([=] { return join(index, width, at<int64_t>(ids)); }));
     });
     m.def("exchange", [](int64_t groups, int64_t width, Address offsets, Address columns, int64_t stored, Address gone, int64_t n_gone,
-                         Address fresh, int64_t n_fresh, Address new_offsets, Address new_columns, int threads) {
+                         Address fresh, int64_t n_fresh, Address new_offsets, Address new_columns, Address origin, Address new_at,
+                         int threads) {
         check_matrix(groups, width, stored);
         check_sizes(n_gone, n_fresh);
         if (n_gone > stored) throw nb::value_error("more columns go than there are");
         check_matrix(groups, width, stored - n_gone + n_fresh);
         const Index before{at<const int32_t>(offsets), at<const int32_t>(columns), groups, stored};
-        bool in_order = false;
+        Exchange out{at<int32_t>(new_offsets), at<int32_t>(new_columns), at<int64_t>(origin), at<int64_t>(new_at), false, false};
         check(unlocked([&] {
-            return exchange(before, width, at<const int64_t>(gone), n_gone, at<const int64_t>(fresh), n_fresh, at<int32_t>(new_offsets),
-                            at<int32_t>(new_columns), in_order, team(threads));
+            return exchange(before, width, at<const int64_t>(gone), n_gone, at<const int64_t>(fresh), n_fresh, out, team(threads));
         }));
-        return in_order;
+        return nb::make_tuple(out.in_order, out.distinct);
     });
     m.def("carry", [](int64_t groups, int64_t width, Address offsets, Address columns, int64_t stored, Address new_offsets,
                       Address new_columns, int64_t new_stored, Address source, Address target, int threads) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -35,6 +36,18 @@ public:
         length_ = last + 1;
         bits_.assign((length_ + 63) / 64, 0);
         return true;
+    }
+
+    // Of 0 .. length - 1.
+    void cover(int64_t length) {
+        length_ = static_cast<uint64_t>(length);
+        bits_.assign((length_ + 63) / 64, 0);
+    }
+
+    // Clears a number of the range.
+    void clear(int64_t id) {
+        const uint64_t place = static_cast<uint64_t>(id) - least_;
+        bits_[place / 64] &= ~(uint64_t{1} << (place % 64));
     }
 
     int64_t words() const { return static_cast<int64_t>(bits_.size()); }
@@ -100,12 +113,9 @@ bool ascend_below(const int64_t* ids, int64_t n, int64_t limit) {
     return !falls;
 }
 
-}  // namespace
-
-int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out, int threads) {
-    Table table;
-    threads = team(n, threads);
-    if (!table.cover(ids, n, span, threads)) return -1;
+// Sets the bits of ids[n], has `clear(first, last)` clear some in the words first .. last - 1, and lists what remains in out[n + 1].
+template <typename Clear>
+int64_t remaining(Table& table, const int64_t* ids, int64_t n, int64_t* out, int threads, Clear clear) {
     // Every thread has words of its own, and all but the first a list of its own.
     std::vector<std::unique_ptr<int64_t[]>> lists(static_cast<size_t>(threads));
     for (int t = 1; t < threads; ++t) lists[t].reset(new int64_t[static_cast<size_t>(n) + 1]);
@@ -114,7 +124,7 @@ int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, 
     for (int t = 0; t < threads; ++t) {
         const int64_t first = share(table.words(), t, threads), last = share(table.words(), t + 1, threads);
         table.write<true>(ids, n, first, last);
-        table.write<false>(others, m, first, last);
+        clear(first, last);
         counts[t] = table.list(first, last, t == 0 ? out : lists[t].get());
     }
     int64_t count = counts[0];
@@ -123,6 +133,37 @@ int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, 
         count += counts[t];
     }
     return count;
+}
+
+}  // namespace
+
+int64_t absent(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, int64_t* out, int threads) {
+    Table table;
+    threads = team(n, threads);
+    if (!table.cover(ids, n, span, threads)) return -1;
+    return remaining(table, ids, n, out, threads, [&](int64_t first, int64_t last) { table.write<false>(others, m, first, last); });
+}
+
+int64_t unlisted(const Index& active, int64_t width, const int64_t* flat, int64_t n, int64_t* out, int threads) {
+    const int64_t length = active.groups * width;
+    if (check(active) != nullptr) return -1;
+    threads = team(n, threads);
+    bool outside = false;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(|| : outside)
+    for (int64_t i = 0; i < n; ++i) outside |= flat[i] < 0 || flat[i] >= length;
+    if (outside) return -1;
+    Table table;
+    table.cover(length);
+    return remaining(table, flat, n, out, threads, [&](int64_t first, int64_t last) {
+        // Groups at either end may share their words with another thread.
+        const int64_t from = 64 * first, to = std::min(64 * last, length);
+        for (int64_t g = from / width; g * width < to; ++g) {
+            for (int64_t k = active.offsets[g]; k < active.offsets[g + 1]; ++k) {
+                const int64_t id = g * width + active.columns[k];
+                if (id >= from && id < to) table.clear(id);
+            }
+        }
+    });
 }
 
 bool member(const int64_t* ids, int64_t n, const int64_t* others, int64_t m, int64_t span, uint8_t* found) {
@@ -141,9 +182,13 @@ void draw_even(uint64_t seed, int64_t size, int64_t n, int64_t* found, int threa
 void draw_weighted(uint64_t seed, const double* sums, int64_t size, int64_t last, int64_t n, int64_t* found, int threads) {
     // The range is cut in even cells; from where a cell begins among the sums it is a step to most places, and none is missed:
     // what rounding or numbers out of order put wrong, the steps put right or end at the edge.
-    const int64_t cells = 8 * size;
+    const int64_t cells = 2 * size;
     const double total = sums[size - 1], width = total / static_cast<double>(cells), per_width = 1.0 / width;
     std::vector<int32_t> begins(static_cast<size_t>(cells));
+    // Behind the last sum there are two more that nothing exceeds.
+    std::vector<double> padded(static_cast<size_t>(size) + 2, std::numeric_limits<double>::infinity());
+    std::copy(sums, sums + size, padded.begin());
+    const double* sum = padded.data();
     for (int64_t cell = 0, k = 0; cell < cells; ++cell) {
         while (k < size && sums[k] <= static_cast<double>(cell) * width) ++k;
         begins[cell] = static_cast<int32_t>(k);
@@ -152,8 +197,11 @@ void draw_weighted(uint64_t seed, const double* sums, int64_t size, int64_t last
     for (int64_t i = 0; i < n; ++i) {
         const double at = random_number(seed, i + 1) * total, place = at * per_width;
         int64_t k = begins[place > 0 ? (place < static_cast<double>(cells) ? static_cast<int64_t>(place) : cells - 1) : 0];
-        while (k < size && !(sums[k] > at)) ++k;
-        while (k > 0 && sums[k - 1] > at) --k;
+        // Whether there is a first or a second step is as good as random, and a wrong guess takes longer than the step.
+        k += !(sum[k] > at);
+        k += !(sum[k] > at);
+        while (k < size && !(sum[k] > at)) ++k;
+        while (k > 0 && sum[k - 1] > at) --k;
         found[i] = std::min(k, last);
     }
 }
@@ -196,14 +244,16 @@ Failure join(const Index& index, int64_t width, int64_t* ids) {
 }
 
 Failure exchange(const Index& before, int64_t width, const int64_t* gone, int64_t n_gone, const int64_t* fresh, int64_t n_fresh,
-                 int32_t* offsets, int32_t* columns, bool& in_order, int threads) {
+                 Exchange& out, int threads) {
     if (Failure wrong = check(before)) return wrong;
-    in_order = ascend_below(gone, n_gone, before.stored) && ascend_below(fresh, n_fresh, before.groups * width);
-    if (!in_order) return nullptr;
+    out.in_order = ascend_below(gone, n_gone, before.stored) && ascend_below(fresh, n_fresh, before.groups * width);
+    if (!out.in_order) return nullptr;
     threads = team(before.stored, threads);
-    bool wrong = false;
+    bool wrong = false, again = false;
+    int32_t *offsets = out.offsets, *columns = out.columns;
+    int64_t *origin = out.origin, *new_at = out.new_at;
     offsets[0] = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(|| : wrong)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(|| : wrong, again)
     for (int t = 0; t < threads; ++t) {
         const int64_t first = share(before.groups, t, threads), end = share(before.groups, t + 1, threads);
         int64_t next_gone = std::lower_bound(gone, gone + n_gone, before.offsets[first]) - gone;
@@ -212,28 +262,32 @@ Failure exchange(const Index& before, int64_t width, const int64_t* gone, int64_
         for (int64_t g = first; g < end; ++g) {
             const int64_t start = g * width;
             int64_t last = -1, coming = next < n_fresh ? fresh[next] - start : width;
+            const auto come = [&] {
+                new_at[next] = count;
+                origin[count] = 0;
+                columns[count++] = static_cast<int32_t>(coming);
+                coming = ++next < n_fresh ? fresh[next] - start : width;
+            };
             for (int64_t k = before.offsets[g]; k < before.offsets[g + 1]; ++k) {
                 const int64_t column = before.columns[k];
                 wrong = wrong || column <= last || column >= width;
                 last = column;
-                while (coming < std::min(column, width)) {
-                    columns[count++] = static_cast<int32_t>(coming);
-                    coming = ++next < n_fresh ? fresh[next] - start : width;
-                }
+                while (coming < std::min(column, width)) come();
                 const bool goes = next_gone < n_gone && gone[next_gone] == k;
                 wrong = wrong || (coming == column && !goes);
-                if (!goes) columns[count] = static_cast<int32_t>(column);
-                count += !goes;
+                again = again || coming == column;
+                if (!goes) {
+                    columns[count] = static_cast<int32_t>(column);
+                    origin[count++] = k;
+                }
                 next_gone += goes;
             }
-            while (coming < width) {
-                columns[count++] = static_cast<int32_t>(coming);
-                coming = ++next < n_fresh ? fresh[next] - start : width;
-            }
+            while (coming < width) come();
             offsets[g + 1] = static_cast<int32_t>(count);
         }
     }
-    in_order = !wrong;
+    out.in_order = !wrong;
+    out.distinct = !again;
     return nullptr;
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +88,26 @@ def _drawn(seed: int, n: int) -> np.ndarray:
     return np.empty(n, dtype=np.int64)
 
 
+def unlisted(before: _Index, width: int, flat: np.ndarray) -> np.ndarray | None:
+    """The distinct ids ``flat``, numbered as by ``join``, whose columns a pattern does not store; ascending.
+
+    Returns:
+        int64, or None where the matrix is too large for a table of it, or an id or the offsets are not right.
+
+    Raises:
+        ValueError: what ``join`` says.
+    """
+    _check_index(*before)
+    _check(flat=flat)
+    groups = len(before[0]) - 1
+    if groups * width > _span(flat, before[1]):
+        return None
+    out = np.empty(len(flat) + 1, dtype=np.int64)
+    parts = (*map(_address, before), groups, len(before[1]), width)
+    count = _native().unlisted(*parts, *_array(flat), _address(out), torch.get_num_threads())
+    return None if count < 0 else out[:count]
+
+
 def without(items: np.ndarray, at: np.ndarray) -> np.ndarray:
     """``items`` but for those at the indices ``at``, which ascend strictly.
 
@@ -129,7 +149,23 @@ def join(offsets: np.ndarray, cols: np.ndarray, width: int) -> np.ndarray:
 _Index = tuple[np.ndarray, np.ndarray]
 
 
-def exchange(before: _Index, width: int, gone: np.ndarray, fresh: np.ndarray) -> _Index | None:
+class Exchange(NamedTuple):
+    """A pattern after some columns went and others came.
+
+    Attributes:
+        after: int32 ``(offsets, cols)``, ascending in every group.
+        origin: int64 ``[K]``, where each column was stored before; 0 for those that are new.
+        new_at: int64, where new columns are stored.
+        distinct: whether none of what came was among what went; otherwise ``origin`` and ``new_at`` call it new.
+    """
+
+    after: _Index
+    origin: np.ndarray
+    new_at: np.ndarray
+    distinct: bool
+
+
+def exchange(before: _Index, width: int, gone: np.ndarray, fresh: np.ndarray) -> Exchange | None:
     """The pattern without the columns stored at the indices ``gone`` and with the ids ``fresh``, numbered as by ``join``.
 
     Args:
@@ -139,8 +175,8 @@ def exchange(before: _Index, width: int, gone: np.ndarray, fresh: np.ndarray) ->
         fresh: int64 ids.
 
     Returns:
-        int32 ``(offsets, cols)``, ascending in every group; None where indices, ids or the columns of a group do not ascend
-        strictly or lie outside, or what is fresh stands among what stays.
+        None where indices, ids or the columns of a group do not ascend strictly or lie outside, or what is fresh stands among
+        what stays.
 
     Raises:
         ValueError: what ``join`` says.
@@ -149,9 +185,11 @@ def exchange(before: _Index, width: int, gone: np.ndarray, fresh: np.ndarray) ->
     _check(gone=gone, fresh=fresh)
     offsets = np.empty_like(before[0])
     cols = np.empty(max(0, len(before[1]) - len(gone)) + len(fresh), dtype=np.int32)
+    origin, new_at = np.empty(len(cols), dtype=np.int64), np.empty(len(fresh), dtype=np.int64)
     parts = (_address(before[0]), *_array(before[1]), *_array(gone), *_array(fresh))
-    in_order = _native().exchange(len(offsets) - 1, width, *parts, _address(offsets), _address(cols), torch.get_num_threads())
-    return (offsets, cols) if in_order else None
+    out = (_address(array) for array in (offsets, cols, origin, new_at))
+    in_order, distinct = _native().exchange(len(offsets) - 1, width, *parts, *out, torch.get_num_threads())
+    return Exchange((offsets, cols), origin, new_at, distinct) if in_order else None
 
 
 def carry(before: _Index, after: _Index, width: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -225,6 +226,28 @@ def carry(old: Pattern, new: Pattern) -> tuple[Tensor, Tensor]:
     source = from_old.astype(np.int64) if source is None else source[from_old]
     target = from_new if target is None else target[from_new]
     return torch.from_numpy(source).to(new.device), torch.from_numpy(target).to(new.device)
+
+
+class Moves(NamedTuple):
+    """How the values of a pattern of single rows become those of the next.
+
+    Attributes:
+        new: the pattern after.
+        origin: int64 ``[K]``, where each of its values was stored before; anything for new ones.
+        new_at: int64, where the new ones are stored.
+    """
+
+    new: Pattern
+    origin: Tensor
+    new_at: Tensor
+
+    def to(self, device: torch.device | str) -> Moves:
+        """These moves on ``device``."""
+        return Moves(self.new.to(device), self.origin.to(device), self.new_at.to(device))
+
+    def carried(self, values: Tensor) -> Tensor:
+        """As ``carried`` from the pattern before: survivors bit for bit, new entries 0."""
+        return values.reshape(-1).index_select(0, self.origin).index_fill_(0, self.new_at, 0).view(self.new.value_shape)
 
 
 def _single_rows(pattern: Pattern) -> bool:

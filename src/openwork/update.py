@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,9 +138,9 @@ class SparseLayer:
     def gradients_at(self, positions: Tensor) -> Scores:
         """Exact gradients of the inactive atoms at ``positions``, on a temporary pattern of these alone."""
         assert self.module.collector is not None
-        pattern = self.layout.only(self.now, self.layout.inactive_at(self.now, positions.numpy()))
+        pattern, ids = self.layout.candidates(self.now, positions.numpy())
         gradient = self.module.collector.gradient_at(pattern.to(self.module.values.device)).abs().cpu()
-        return Scores(self.layout.pool(pattern, gradient), self.layout.atoms(pattern))
+        return Scores(self.layout.pool(pattern, gradient), ids)
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Norms of the output gradient's and the input's rows."""
@@ -154,19 +154,30 @@ class SparseLayer:
         are carried: survivors bit for bit, new entries 0.
         """
         old = self.now
-        new = self.layout.revise(old, proposal)
+        swap = self.layout.swapped(old, proposal)
+        if swap is not None and swap.moves is not None:
+            # Only the lowest went, as the proposal wanted, and none came back.
+            moved = swap.moves.to(self.module.values.device)
+            self._move(proposal, moved.new, moved.carried, state)
+            grown = len(moved.new_at)
+            return Change(old.nnz - (swap.new.nnz - grown), grown, 0, 0.0)
+        new = swap.new if swap is not None else self.layout.revise(old, proposal)
         source, target = carry(old, new)
         change = self._change(proposal, old, new, source)
         device = self.module.values.device
         new, moves = new.to(device), (source.to(device), target.to(device))
+        self._move(proposal, new, lambda tensor: carried(tensor, old, new, moves), state)
+        return change
+
+    def _move(self, proposal: Proposal, new: Pattern, move: Callable[[Tensor], Tensor], state: dict[str, Tensor]) -> None:
+        """Go to the pattern ``new``; ``move`` makes of old values the ones that go with it."""
         shape = self.module.values.shape
         for key, tensor in list(state.items()):
             if isinstance(tensor, Tensor) and tensor.shape == shape:
-                state[key] = carried(tensor, old, new, moves)
-        self.module.replace(new, carried(self.module.values.detach(), old, new, moves))
+                state[key] = move(tensor)
+        self.module.replace(new, move(self.module.values.detach()))
         self.count = proposal.count
         self.gradients = None
-        return change
 
     def keep_all(self, weight: nn.Parameter, density: float) -> None:
         """Train all of ``weight`` from now on, and compute with its best at ``density``.
@@ -242,7 +253,9 @@ class SparseLayer:
         # What fell was meant to, where it is the lowest of all; only a tie or a true eviction has to be looked at more closely.
         rest = keep.copy()
         rest[evicted] = np.inf
-        if not (len(evicted) <= proposal.n_drop and keep[evicted].max(initial=-np.inf) < rest.min(initial=np.inf)):
+        if len(evicted) <= proposal.n_drop and keep[evicted].max(initial=-np.inf) < rest.min(initial=np.inf):
+            evicted = evicted[:0]
+        else:
             evicted = evicted[~member(evicted, lowest(keep, proposal.n_drop))]
         size = 1 if proposal.refit is not None or not len(keep) else round(old.nnz / len(keep))
         mass = float(keep.sum(dtype=np.float64)) if len(evicted) else 0.0

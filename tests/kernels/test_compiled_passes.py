@@ -72,6 +72,23 @@ def test_ids_too_far_apart_for_a_table_are_left_to_python():
     assert scores.absent(np.array([2**40, 0, 2**40]), np.array([0])).tolist() == [2**40]
 
 
+def test_unlisted_is_what_no_column_stands_for():
+    for shape, mask, random in matrices():
+        now = Pattern.from_mask(torch.from_numpy(mask))
+        for n in (0, 5, 2 * mask.size):
+            flat = random.integers(0, mask.size, n)
+            found = compiled.unlisted((now.offsets.numpy(), now.cols.numpy()), shape[1], flat)
+            assert mask.size > 64 * n or np.array_equal(found, np.setdiff1d(flat, np.flatnonzero(mask)))
+
+
+def test_ids_outside_a_pattern_are_left_to_python():
+    assert compiled.unlisted(GOOD, 5, ids(10)) is None
+    assert compiled.unlisted(GOOD, 5, ids(-1)) is None
+    assert compiled.unlisted(GOOD, 2**20, ids(1)) is None
+    assert compiled.unlisted(index([0, 9, 3], [1, 4, 0]), 5, ids(1)) is None
+    assert compiled.unlisted(index([0, 2, 3], [-(2**31), 2**31 - 1, 0]), 5, ids(1, 5, 9)).tolist() == [1, 9]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int8])
 def test_without_is_delete(dtype, python):
     random = np.random.default_rng(0)
@@ -250,8 +267,33 @@ def test_an_exchange_out_of_order_is_left_to_python(before, gone, fresh):
 
 
 def test_an_exchange_in_order():
-    offsets, cols = compiled.exchange(GOOD, 5, ids(1), ids(0, 4, 9))
-    assert (offsets.tolist(), cols.tolist()) == ([0, 3, 5], [0, 1, 4, 0, 4])
+    found = compiled.exchange(GOOD, 5, ids(1), ids(0, 2, 9))
+    assert [part.tolist() for part in found.after] == [[0, 3, 5], [0, 1, 2, 0, 4]]
+    assert found.distinct
+    assert found.new_at.tolist() == [0, 2, 4]
+    assert found.origin.tolist() == [0, 0, 0, 2, 0]
+
+
+def test_an_exchange_says_what_comes_back():
+    found = compiled.exchange(GOOD, 5, ids(1), ids(0, 4, 9))
+    assert [part.tolist() for part in found.after] == [[0, 3, 5], [0, 1, 4, 0, 4]]
+    assert not found.distinct
+
+
+def test_moves_are_those_of_carry():
+    layout, generator = Unstructured(), torch.Generator().manual_seed(0)
+    for shape in ((12, 8), (120, 400), (300, 700)):
+        now = layout.initial(shape, layout.fit(shape, 0.3), torch.randn(shape), generator)
+        active = layout.atoms(now)
+        keep = torch.rand(len(active), generator=generator)
+        inactive = layout.inactive_at(now, torch.randint(shape[0] * shape[1], (len(active),), generator=generator).numpy())
+        grow = Scores(torch.rand(len(inactive), generator=generator), torch.from_numpy(inactive))
+        for n_drop, step in ((0, 0), (len(inactive) // 2, 0), (len(inactive) // 2, 3), (5, -2)):
+            proposal = Proposal(keep, n_drop, grow, len(active) + step)
+            swap = layout.swapped(now, proposal)
+            assert pattern.same_pattern(swap.new, layout.revise(now, proposal))
+            values = torch.randn(len(active), 1)
+            assert torch.equal(swap.moves.carried(values), pattern.carried(values, now, swap.new))
 
 
 def test_columns_that_do_not_ascend_are_not_carried():
@@ -282,4 +324,6 @@ def test_training_is_the_same_with_and_without(sampling, python):
     (changes, state), (expected_changes, expected) = train(), python(train)
     assert changes == expected_changes
     assert sum(change.grown for change in changes[-1].values()) > 1000
+    # What went was what the method wanted to go.
+    assert all(change.evicted == 0 and change.evicted_mass == 0 for change in changes[-1].values())
     assert all(torch.equal(state[key], expected[key]) for key in expected)

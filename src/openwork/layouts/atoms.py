@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.base import Dims, Layout, LayoutError, draw_distinct, matrix
+from openwork.layouts.base import Dims, Layout, LayoutError, Swap, draw_distinct, matrix
+from openwork.layouts.classes import best_of_classes, first_of_classes
 from openwork.layouts.settle import Weights, settle
 from openwork.pattern import Pattern
 from openwork.scores import Proposal, Scores, absent, ascending, descending, highest, lowest, member, without
@@ -166,13 +167,24 @@ class AtomLayout(Layout):
     @final
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Priority: kept, fresh, dropped, anything; each class takes the first it has room for."""
-        gone = np.empty(0, dtype=np.int64) if proposal.refit is not None else lowest(_numpy(proposal.keep), proposal.n_drop)
-        swapped = self._swapped(now, proposal, gone)
-        if swapped is not None:
-            return swapped
+        gone = np.empty(0, dtype=np.int64) if proposal.refit is not None else self._lowest(proposal)
+        swap = self._swap_of(now, proposal, gone)
+        if swap is not None:
+            return swap.new
         return self.build(now.shape, self._fill(now.shape, proposal.count, self._ranked(now, proposal, gone)), now.rows)
 
-    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Pattern | None:
+    @final
+    def swapped(self, now: Pattern, proposal: Proposal) -> Swap | None:
+        """Where as many come as the count asks for."""
+        known = self.swaps and proposal.refit is None
+        return self._swap_of(now, proposal, self._lowest(proposal)) if known else None
+
+    @property
+    def swaps(self) -> bool:
+        """Whether ``swap`` is worth asking."""
+        return False
+
+    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Swap | None:
         """``build`` of all but the active atoms at the indices ``gone``, and of ``fresh``; both ascend.
 
         Returns:
@@ -181,8 +193,10 @@ class AtomLayout(Layout):
         """
         return None
 
-    def _swapped(self, now: Pattern, proposal: Proposal, gone: np.ndarray) -> Pattern | None:
-        """What ``revise`` comes to where atoms go one for one, and any may take any other's place."""
+    def _lowest(self, proposal: Proposal) -> np.ndarray:
+        return lowest(_numpy(proposal.keep), proposal.n_drop)
+
+    def _swap_of(self, now: Pattern, proposal: Proposal, gone: np.ndarray) -> Swap | None:
         grow, n_active = proposal.grow, len(proposal.keep)
         wanted = proposal.count - (n_active - len(gone))
         if proposal.refit is not None or grow.ids is None or not 0 <= wanted <= len(grow.ids) or not self._alike(now.shape):
@@ -299,25 +313,6 @@ class AtomLayout(Layout):
             raise LayoutError(f"the pattern holds {len(ids)} atoms of {self!r}, not {count}")
 
 
-def summed(ids: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct ids, ascending, and the sum of the scores of each."""
-    if (ids[1:] > ids[:-1]).all():
-        return ids, score
-    distinct, inverse = np.unique(ids, return_inverse=True)
-    return distinct, np.bincount(inverse, weights=score, minlength=len(distinct))
-
-
-def first_of_classes(classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Ascending indices of the first ``limits[class]`` members of every class."""
-    if len(limits) == 1:
-        return np.arange(min(len(classes), int(limits[0])))
-    order = np.argsort(classes, kind="stable")
-    sizes = np.bincount(classes, minlength=len(limits))
-    # In the sorted order a class's members stand together: the first few of each.
-    within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(order[within < np.repeat(limits, sizes)])
-
-
 def _ids(scores: Scores) -> np.ndarray:
     if scores.ids is None:
         raise LayoutError("these scores carry no ids")
@@ -326,11 +321,3 @@ def _ids(scores: Scores) -> np.ndarray:
 
 def _numpy(score: Tensor) -> np.ndarray:
     return score.detach().cpu().numpy()
-
-
-def best_of_classes(ids: np.ndarray, score: np.ndarray, classes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Indices of the ``limits[class]`` highest scores of every class, ties by lowest id."""
-    if len(limits) == 1:
-        return highest(score, limits[0])
-    order = np.lexsort((ids, -score))
-    return np.sort(order[first_of_classes(classes[order], limits)])

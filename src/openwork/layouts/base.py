@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openwork.budgets import active_weights
-from openwork.pattern import Pattern
+from openwork.pattern import Moves, Pattern
 from openwork.scores import Proposal, Scores, arguments, descending
 
 Dims = tuple[int, ...]
@@ -52,6 +53,18 @@ class LayoutRule(ABC):
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+class Swap(NamedTuple):
+    """A pattern from which the lowest atoms went and others came.
+
+    Attributes:
+        new: the pattern.
+        moves: how values get there, where that is known, the atoms are single weights and none that went came back.
+    """
+
+    new: Pattern
+    moves: Moves | None
 
 
 class Layout(LayoutRule):
@@ -109,6 +122,11 @@ class Layout(LayoutRule):
     def only(self, now: Pattern, ids: np.ndarray) -> Pattern:
         """The pattern of just these atoms, over the row groups of ``now``."""
 
+    def candidates(self, now: Pattern, flat: np.ndarray) -> tuple[Pattern, Tensor]:
+        """The pattern of just ``inactive_at``, and its atoms in the order of ``atoms``."""
+        pattern = self.only(now, self.inactive_at(now, flat))
+        return pattern, self.atoms(pattern)
+
     @abstractmethod
     def pool(self, now: Pattern, scores: Tensor) -> Tensor:
         """The mean of ``scores`` ``[K, h]`` over the real weights of every active atom."""
@@ -135,6 +153,10 @@ class Layout(LayoutRule):
     @abstractmethod
     def revise(self, now: Pattern, proposal: Proposal) -> Pattern:
         """Drop and grow in one projection: the pattern of ``proposal.count`` units that honours the proposal best."""
+
+    def swapped(self, now: Pattern, proposal: Proposal) -> Swap | None:
+        """What ``revise`` comes to where atoms go one for one and any may take any other's place; None elsewhere."""
+        return None
 
     @abstractmethod
     def best(self, now: Pattern, chunks: Iterable[tuple[int, Tensor]], count: int) -> Pattern:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import summed
 from openwork.layouts.base import Dims, LayoutRule
+from openwork.layouts.classes import summed
 from openwork.layouts.settle import Weights
 from openwork.layouts.slabs import SlabLayout, grouped, repeated
 from openwork.pattern import Pattern

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import Tensor
 
-from openwork.layouts.atoms import summed
 from openwork.layouts.base import Dims, LayoutRule
+from openwork.layouts.classes import summed
 from openwork.layouts.settle import Weights
 from openwork.layouts.slabs import SlabLayout, grouped, repeated
 from openwork.pattern import Pattern, consecutive_rows

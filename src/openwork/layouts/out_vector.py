@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import best_of_classes
 from openwork.layouts.base import TOPOLOGY_BUDGET, check_sizes
+from openwork.layouts.classes import best_of_classes
 from openwork.layouts.exchange import keep_most
 from openwork.layouts.grouping import group_rows
 from openwork.layouts.shares import EdgeShares, GroupShares, Shares

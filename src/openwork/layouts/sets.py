@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.layouts.atoms import AtomLayout, first_of_classes, summed
+from openwork.layouts.atoms import AtomLayout
 from openwork.layouts.base import Dims, Layout, LayoutRule
+from openwork.layouts.classes import first_of_classes, summed
 from openwork.layouts.one_density import OneDensity
 from openwork.layouts.settle import Weights
 from openwork.pattern import Pattern, consecutive_rows

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from openwork.budgets import active_weights
-from openwork.layouts.atoms import AtomLayout, first_of_classes
+from openwork.layouts.atoms import AtomLayout
 from openwork.layouts.base import Dims, Layout, LayoutError, matrix
+from openwork.layouts.classes import first_of_classes
 from openwork.pattern import Pattern
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from openwork import compiled
-from openwork.layouts.atoms import summed
-from openwork.layouts.base import check_sizes, draw_distinct
+from openwork.layouts.base import Swap, check_sizes, draw_distinct
+from openwork.layouts.classes import summed
 from openwork.layouts.counted import CountedLayout
 from openwork.layouts.settle import Weights
 from openwork.layouts.shares import EdgeShares, Shares
-from openwork.pattern import Pattern, consecutive_rows
+from openwork.pattern import Moves, Pattern, consecutive_rows
 from openwork.scores import absent, ascending, member
 
 
@@ -119,13 +119,23 @@ class TileLayout(CountedLayout):
         offsets = np.concatenate([[0], np.cumsum(np.bincount(group, weights=width, minlength=rows.shape[0]))])
         return Pattern(shape, rows, torch.from_numpy(offsets.astype(np.int32)), torch.from_numpy(cols.astype(np.int32)))
 
-    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Pattern | None:
+    @property
+    def swaps(self) -> bool:
+        """Single columns are, by the native module."""
+        return self._n == 1 and compiled.built()
+
+    def swap(self, now: Pattern, n_active: int, gone: np.ndarray, fresh: np.ndarray) -> Swap | None:
         """Single columns, by the native module."""
         index = now.offsets.numpy(), now.cols.numpy()
         if self._n > 1 or n_active != len(now.cols) or not (compiled.takes_index(*index) and compiled.takes(gone, fresh)):
             return None
         found = compiled.exchange(index, now.shape[1], gone, fresh)
-        return None if found is None else Pattern(now.shape, now.rows, torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+        if found is None:
+            return None
+        new = Pattern(now.shape, now.rows, torch.from_numpy(found.after[0]), torch.from_numpy(found.after[1]))
+        if self._m > 1 or not found.distinct:
+            return Swap(new, None)
+        return Swap(new, Moves(new, torch.from_numpy(found.origin), torch.from_numpy(found.new_at)))
 
     def _heads(self, now: Pattern) -> tuple[np.ndarray, np.ndarray]:
         """Where each stored tile begins among the columns, and its id."""
@@ -148,9 +158,19 @@ class TileLayout(CountedLayout):
 
     def inactive_at(self, now: Pattern, flat: np.ndarray) -> np.ndarray:
         """Single weights are their positions; of tiles as of all atoms."""
-        if self._m == self._n == 1:
-            return absent(flat, ascending(self.atoms(now).numpy()))
-        return super().inactive_at(now, flat)
+        if self._m > 1 or self._n > 1:
+            return super().inactive_at(now, flat)
+        index = now.offsets.numpy(), now.cols.numpy()
+        if compiled.takes(flat) and compiled.takes_index(*index):
+            found = compiled.unlisted(index, now.shape[1], flat)
+            if found is not None:
+                return found
+        return absent(flat, ascending(self.atoms(now).numpy()))
+
+    def candidates(self, now: Pattern, flat: np.ndarray) -> tuple[Pattern, Tensor]:
+        """Tiles are stored in ascending order."""
+        ids = self.inactive_at(now, flat)
+        return self.only(now, ids), torch.from_numpy(ids)
 
     def gather(self, now: Pattern, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """Over each tile."""
