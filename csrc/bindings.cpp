@@ -140,8 +140,8 @@ NB_MODULE(_native, m) {
         }
         check(wrong);
     });
-    m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS) {
-        check(cut(STORED, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
+    m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS, int threads) {
+        check(cut(STORED, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order), team(threads)));
     });
     m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
@@ -213,8 +213,8 @@ NB_MODULE(_native, m) {
         norm_backward(picture, at<const float>(sums), norm({weight, 0, 0, 0}, 0, 0), at<const float>(mean), at<const float>(inverse),
                       batch_statistics, at<float>(to[0]), at<float>(to[1]), at<float>(to[2]), at<float>(to[3]), at<float>(to[4]));
     });
-    m.def("transpose", [](Address to_offsets, Address to_columns, Address to_order, int64_t taps, STORED_PARAMETERS) {
-        check(transpose(STORED, taps, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order)));
+    m.def("transpose", [](Address to_offsets, Address to_columns, Address to_order, int64_t taps, STORED_PARAMETERS, int threads) {
+        check(transpose(STORED, taps, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order), team(threads)));
     });
     m.def("common_columns", [](Address flat, int64_t count, int64_t n_columns, int64_t first_row, int64_t n_rows, Address bits,
                                int64_t words, int64_t first_column, Address common, int threads) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 #include <type_traits>
 
 namespace openwork {
@@ -93,36 +94,61 @@ namespace {
 
 // `Taps` is a number that the compiler knows, or int64_t: divisions take most of the time.
 template <typename Taps>
-Failure transpose_by(const Stored& m, Taps taps, int32_t* offsets, int32_t* columns, int32_t* order) {
+Failure transpose_by(const Stored& m, Taps taps, int32_t* offsets, int32_t* columns, int32_t* order, int64_t shares) {
     const int64_t channels = m.n_columns / taps;
-    std::memset(offsets, 0, static_cast<size_t>(channels + 1) * sizeof(int32_t));
-    for (int64_t k = 0; k < m.stored; ++k) {
-        if (m.columns[k] < 0 || m.columns[k] >= m.n_columns) return "the pattern's columns are out of range";
-        ++offsets[m.columns[k] / taps + 1];
-    }
-    for (int64_t c = 0; c < channels; ++c) offsets[c + 1] += offsets[c];
-    // A stable counting sort; the rows of a channel stay in order.  offsets[c] is used as the cursor and ends one bucket too far.
-    for (int64_t g = 0; g < m.groups; ++g) {
-        const int64_t row = m.rows == nullptr ? g : m.rows[g];
-        if (m.offsets[g] < m.offsets[g + 1] && (row < 0 || row >= m.n_rows)) return "the pattern's rows are out of range";
-        for (int64_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
-            const int64_t channel = m.columns[k] / taps, tap = m.columns[k] % taps;
-            const int32_t to = offsets[channel]++;
-            columns[to] = static_cast<int32_t>(row * taps + taps - 1 - tap);
-            order[to] = static_cast<int32_t>(k);
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns);
+    // A stable counting sort; every share of the groups counts for itself, and its places come after those of the shares before it.
+    std::vector<int32_t> cursors(static_cast<size_t>(shares * channels));
+    bool bad_columns = false, bad_rows = false;
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(shares)) reduction(|| : bad_columns, bad_rows) if (shares > 1)
+    for (int64_t share = 0; share < shares; ++share) {
+        int32_t* counts = cursors.data() + share * channels;
+        for (int64_t g = m.groups * share / shares; g < m.groups * (share + 1) / shares; ++g) {
+            const int64_t row = m.rows == nullptr ? g : m.rows[g];
+            bad_rows = bad_rows || (m.offsets[g] < m.offsets[g + 1] && (row < 0 || row >= m.n_rows));
+            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
+                const uint32_t column = static_cast<uint32_t>(m.columns[k]);
+                bad_columns = bad_columns || column >= limit;
+                if (column < limit) ++counts[column / taps];
+            }
         }
     }
-    for (int64_t c = channels; c > 0; --c) offsets[c] = offsets[c - 1];
-    offsets[0] = 0;
+    if (bad_columns) return "the pattern's columns are out of range";
+    if (bad_rows) return "the pattern's rows are out of range";
+    int32_t next = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+        offsets[c] = next;
+        for (int64_t share = 0; share < shares; ++share) {
+            int32_t& cursor = cursors[static_cast<size_t>(share * channels + c)];
+            const int32_t count = cursor;
+            cursor = next;
+            next += count;
+        }
+    }
+    offsets[channels] = next;
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(shares)) if (shares > 1)
+    for (int64_t share = 0; share < shares; ++share) {
+        int32_t* to_next = cursors.data() + share * channels;
+        for (int64_t g = m.groups * share / shares; g < m.groups * (share + 1) / shares; ++g) {
+            const int64_t row = m.rows == nullptr ? g : m.rows[g];
+            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
+                const int64_t channel = m.columns[k] / taps, tap = m.columns[k] % taps;
+                const int32_t to = to_next[channel]++;
+                columns[to] = static_cast<int32_t>(row * taps + taps - 1 - tap);
+                order[to] = k;
+            }
+        }
+    }
     return nullptr;
 }
 
 }  // namespace
 
-Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order) {
+Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order, int threads) {
     if (Failure wrong = check_offsets(m)) return wrong;
     using One = std::integral_constant<int64_t, 1>;
-    return taps == 1 ? transpose_by(m, One{}, offsets, columns, order) : transpose_by(m, taps, offsets, columns, order);
+    const int64_t shares = m.stored > 16384 ? std::min<int64_t>(threads, 16) : 1;
+    return taps == 1 ? transpose_by(m, One{}, offsets, columns, order, shares) : transpose_by(m, taps, offsets, columns, order, shares);
 }
 
 }  // namespace openwork

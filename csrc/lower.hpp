@@ -33,6 +33,6 @@ int64_t lowered_bytes(const Stored&);
 Failure lower(const Stored&, const Addressing&, const float* bias, char* memory, int threads, Lowered& out);
 
 // The transposition of a matrix of height 1 whose columns are channel * taps + tap: row = channel, column = row * taps + (taps - 1 - tap).
-Failure transpose(const Stored&, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order);
+Failure transpose(const Stored&, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order, int threads);
 
 }  // namespace openwork

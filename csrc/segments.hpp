@@ -11,6 +11,6 @@ inline int64_t segment_windows(int64_t n_columns) { return (n_columns + kSegment
 
 // Orders the non-zeros by window, then row: row r's in window w are [offsets[w * n_rows + r], offsets[w * n_rows + r + 1]).
 // Returns what is wrong with the index, or null.
-Failure cut(const Stored&, int32_t* offsets, int32_t* columns, int32_t* order);
+Failure cut(const Stored&, int32_t* offsets, int32_t* columns, int32_t* order, int threads);
 
 }  // namespace openwork

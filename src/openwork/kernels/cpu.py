@@ -90,7 +90,7 @@ def _windows(pattern: Pattern, turned: bool) -> _Index:
         whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), rows, inputs, rows, 1, len(cols))
     cut_offsets = torch.empty(-(-inputs // native.SEGMENT_COLUMNS) * rows + 1, dtype=torch.int32)
     index = cut_offsets, torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
-    native.cut(*(part.data_ptr() for part in index), *whole)
+    native.cut(*(part.data_ptr() for part in index), *whole, threads())
     with _transposed_lock:
         known[turned] = (key, index)
     return index
@@ -238,7 +238,7 @@ def _transpose(pattern: Pattern, taps: int) -> _Index:
     _check_index(pattern)
     offsets = torch.empty(pattern.shape[1] // taps + 1, dtype=torch.int32)
     cols, order = torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
-    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *stored(pattern, None))
+    native.transpose(offsets.data_ptr(), cols.data_ptr(), order.data_ptr(), taps, *stored(pattern, None), threads())
     return offsets, cols, order
 
 
