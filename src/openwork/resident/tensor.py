@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 HANDLERS: dict[Any, Handler] = {}
 """What is computed on blocked numbers: ``handler(func, args, kwargs)`` returns ``NotImplemented`` for what it cannot take."""
 GENERAL: list[Handler] = []
-"""Handlers that are asked for whatever stands not in ``HANDLERS``, where something resident is handed over."""
+"""Handlers that are asked next, where something resident is handed over."""
 
 
 def _native() -> Any:
@@ -78,7 +78,7 @@ class ResidentTensor(Tensor):
 
     It behaves as any tensor does.  Operations on blocked numbers are those of ``HANDLERS``; before all others it turns
     itself into NCHW numbers, for good.  It cannot be handed to code that wants the address of its memory, save through
-    ``numpy()`` and the like or any PyTorch operation: ``+ 0`` gives a plain tensor.
+    ``numpy()`` and the like: :func:`to_nchw` gives a plain tensor.
     """
 
     content: Content
@@ -135,7 +135,7 @@ class ResidentTensor(Tensor):
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # Between the graphs of a model that is compiled in part; what is done to a formula is for no compiler.
     named = HANDLERS.get(func)
-    for handler in (named,) if named is not None else GENERAL if any_resident(args) else ():
+    for handler in (*([named] if named is not None else ()), *(GENERAL if any_resident(args) else ())):
         result = handler(func, args, kwargs)
         if result is not NotImplemented:
             return result

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 import openwork as ow
 from openwork import resident
-from openwork.models import VGG, CifarResNet, CifarResNet18, WideResNet
 from openwork.resident import ResidentTensor
 
 
@@ -237,7 +236,7 @@ def test_hooks_see_tensors_and_may_change_them():
             out.register_hook(lambda g: g + 0.01)
             out.retain_grad()
             out.sum().backward()
-        return [*seen, x.grad, model[0].values.grad, out.grad + 0]
+        return [*seen, x.grad, model[0].values.grad, resident.to_nchw(out.grad)]
 
     for a, b in zip(run(True), run(False), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -298,7 +297,7 @@ def test_what_leaves_pytorch_is_nchw():
         lambda t: t.data.sum((0, 2, 3)), lambda t: torch.stack(list(t)), lambda t: t[0, 1, 2, 3], lambda t: t.double(),
         lambda t: t.to(torch.bfloat16), lambda t: t.half().float(), lambda t: torch.vmap(torch.sin)(t),
         lambda t: t.std((2, 3)), lambda t: F.unfold(t, 3), lambda t: torch.einsum("nchw,cd->ndhw", t, torch.ones(8, 2)),
-        lambda t: torch.equal(t, t + 0), lambda t: torch.where(t > 0, t, 2 * t), lambda t: t.amax((2, 3)),
+        lambda t: torch.equal(t, t.clone()), lambda t: torch.where(t > 0, t, 2 * t), lambda t: t.amax((2, 3)),
         lambda t: t.topk(2).values, lambda t: t != 0, lambda t: t.permute(0, 2, 3, 1).contiguous(),
         lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: 1 - t, lambda t: torch.from_dlpack(t),
         lambda t: torch.empty(0).set_(t), lambda t: t.share_memory_(), lambda t: t.sum(), lambda t: t.mean((1, 2, 3)),
@@ -331,19 +330,6 @@ def test_memory_that_is_not_there_is_refused():
         out.data_ptr()
     with pytest.raises(ValueError, match="tensor must be float32"):
         resident.from_nchw(torch.ones(2, 2))
-
-
-def test_distributed_data_parallel(tmp_path):
-    model, x = nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, seed=1)), images(30)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
-        for one in (model, parallel):
-            (one(x) ** 3).mean().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for a, b in zip(model.parameters(), parallel.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
 
 
 def test_inference_mode_and_no_grad():
@@ -397,52 +383,3 @@ def test_statistics_survive_a_large_mean(offset):
         found, expected = norm(out), twin(resident.to_nchw(out).double())
     torch.testing.assert_close(resident.to_nchw(found).double(), expected, rtol=1e-3, atol=2e-6 * (1 + offset))
     torch.testing.assert_close(norm.running_var.double(), twin.running_var, rtol=2e-6 * (1 + offset / 100), atol=0)
-
-
-def test_the_report_counts_conversions():
-    model = nn.Sequential(
-        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3)
-    )
-    sparsity = ow.sparsify(model, sparsity=0.5, layout="unstructured", method="static")
-    model(images())
-    rows = {row.layer: dict(row.conversions) for row in sparsity.report().rows}
-    assert rows == {"0": {}, "2": {"native_group_norm.default": 1}, "4": {}}
-    assert "2, resident output: native_group_norm.default x 1" in str(sparsity.report())
-
-
-def test_auto_measures_resident_inputs():
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    ow.sparsify(model, sparsity=0.5, layout="unstructured", method="static", kernel="auto")
-    expected = ow.densify(copy.deepcopy(model))(images())
-    torch.testing.assert_close(resident.to_nchw(model(images())), expected, rtol=1e-4, atol=1e-4)
-    assert len(model[2].timings) == 1
-
-
-MODELS = {
-    "resnet20": lambda: CifarResNet(20),
-    "resnet18": CifarResNet18,
-    "wrn": lambda: WideResNet(10, 1),
-    "vgg": lambda: VGG(11),
-}
-
-
-@pytest.mark.parametrize("layout", ["shuffled_block(8,8)", "unstructured"])
-@pytest.mark.parametrize("name", MODELS)
-def test_whole_models_against_float64(name, layout):
-    """As close to a dense model in double precision as PyTorch's own arithmetic is."""
-    torch.manual_seed(0)
-    model = MODELS[name]()
-    ow.sparsify(model, sparsity=0.8, layout=layout, method="static")
-    exact = ow.densify(copy.deepcopy(model)).double()
-    x, labels = images(32, 3, 32), torch.arange(32) % 10
-    losses = []
-    for one, data in ((model, x), (exact, x.double())):
-        loss = F.cross_entropy(one(data), labels)
-        loss.backward()
-        losses.append(loss.detach())
-    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-5, atol=1e-5)
-    found = dict(model.named_parameters())
-    for key, parameter in exact.named_parameters():
-        if key in found and parameter.grad is not None:
-            error = (found[key].grad.double() - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-6)
-            assert error < 1e-2, key
