@@ -106,7 +106,13 @@ def test_a_large_mlp_stores_what_is_active_and_trains_without_a_dense_tensor(lay
     # 4 bytes a weight and 4 a row for CSR; a 16th of that for blocks.
     assert indices <= (active * 4 if layout == "unstructured" else active * 4 // 16) + 2 * 4 * (3 * SIZE + 2)
     stored = sum(row.stored_bytes for row in sparsity.report().rows)
-    assert stored == indices + n_bytes(module.values for module in sparsity.layers.values())
+    kept = sum(module.kept_bytes for module in sparsity.layers.values())
+    assert stored == indices + kept + n_bytes(module.values for module in sparsity.layers.values())
+    # For single rows a cut index of columns and order, with an offset for every row and 176 columns: for both layers' outputs
+    # and the one gradient of an input that is wanted.  Nothing for blocks.
+    first, second = (module.pattern.nnz for module in sparsity.layers.values())
+    cut = 8 * (first + 2 * second) + 3 * 4 * (SIZE * -(-SIZE // 176) + 1)
+    assert kept == (cut if layout == "unstructured" else 0)
     held = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     held = [tensor for tensor in held if not isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)]
     assert all(tensor.numel() < SIZE * SIZE for tensor in held), "nothing dense is left over from the model that was handed in"

@@ -15,7 +15,6 @@ from torch import nn
 
 from openwork.nn import SparseModule
 from openwork.nn.auto import Timing
-from openwork.nn.unpacking import kept_bytes
 from openwork.update import SparseLayer
 
 TIMINGS = 3
@@ -36,8 +35,8 @@ class Row:
         got: density that the layout could make of it.
         nnz: active weights.
         dense_bytes: of the dense weight.
-        stored_bytes: of values and indices as stored, of positions kept where ``kernel="auto"`` takes the dense way, and of the
-            dense weight where all of it is trained.
+        stored_bytes: of values and indices as stored, of what products keep beside them (transposed and cut indices of single
+            rows, positions where ``kernel="auto"`` takes the dense way), and of the dense weight where all of it is trained.
         master: whether all of the weight is trained.
         timings: what ``kernel="auto"`` measured, the newest last.
         conversions: how often a resident activation that began at this layer was turned to NCHW, by the operation that wanted
@@ -147,7 +146,7 @@ def _sparse_row(layer: SparseLayer) -> Row:
     width = module.values.element_size()
     master = module.master.numel() * width if module.master is not None else 0
     indices = sum(index.numel() * 4 for index in (pattern.rows, pattern.offsets, pattern.cols))
-    stored = master + module.values.numel() * width + indices + kept_bytes(pattern)
+    stored = master + module.values.numel() * width + indices + module.kept_bytes
     size = layer.shape[0] * layer.shape[1]
     return Row(
         layer.name, module.dense_dims, repr(layer.layout), _kernel(module), layer.density, pattern.density, pattern.nnz,

@@ -50,7 +50,7 @@ class Memory:
         weights: parameters, dense and sparse.
         gradients: ``.grad`` of the parameters, where there is one.
         optimizer_state: every tensor in the optimizer's state.
-        indices: the patterns of sparse layers.
+        indices: the patterns of sparse layers, and what their products keep beside them.
         buffers: the other buffers of the model, such as the running statistics of batch norms.
         layers: the same module by module, a shared tensor where it stands first.
     """
@@ -127,7 +127,7 @@ def _layer(name: str, module: nn.Module, states: Mapping[Any, Any], known: set[i
     optimizer_state = (value for parameter in parameters for value in _tensors(states.get(parameter, {})))
     # All that a sparse module registers besides parameters is its pattern.
     buffers = _bytes(module.buffers(recurse=False), known)
-    indices, buffers = (buffers, 0) if isinstance(module, SparseModule) else (0, buffers)
+    indices, buffers = (buffers + module.kept_bytes, 0) if isinstance(module, SparseModule) else (0, buffers)
     trained = (_bytes(parameters, known), _bytes(gradients, known), _bytes(optimizer_state, known))
     return LayerMemory(name, type(module).__name__, *trained, indices, buffers)
 

@@ -16,11 +16,13 @@ sampled product (sddmm).  Adding a backend is one module that registers these fo
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Kernel = Callable[..., Any]
 F = TypeVar("F", bound=Kernel)
@@ -83,6 +85,12 @@ def _imported(backend: str) -> bool:
             return False
         raise
     return True
+
+
+def kept_bytes(cols: Tensor) -> int:
+    """Bytes of index that backends keep beside the pattern with these columns, as long as it lives."""
+    loaded = [sys.modules[MODULES[name]] for name, there in _loaded.items() if there]
+    return sum(module.kept_bytes(cols) for module in loaded if hasattr(module, "kept_bytes"))
 
 
 def available() -> tuple[str, ...]:

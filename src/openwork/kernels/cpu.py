@@ -159,6 +159,13 @@ def _parts(batch: int) -> list[slice]:
     return [slice(0, batch)]
 
 
+def kept_bytes(cols: Tensor) -> int:
+    """Bytes of index that are kept beside the pattern with these columns: transposed, and cut into windows."""
+    with _transposed_lock:
+        found = [_transposed.get(cols), *_cut.get(cols, {}).values()]
+    return sum(part.numel() * part.element_size() for kept in found if kept is not None for part in kept[1])
+
+
 def scratch_bytes() -> int:
     """Bytes of scratch memory that the kernels keep between calls; at most ``native.SCRATCH_LIMIT``."""
     return native.scratch_bytes()

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from openwork import kernels
 from openwork.evidence import Collector
 from openwork.kernels import choose
+from openwork.nn import unpacking
 from openwork.nn.auto import Key, Timing, dense_is_faster
 from openwork.nn.dense_view import DenseView
 from openwork.nn.master import resize, straight_through
-from openwork.nn.unpacking import unpacked
 from openwork.pattern import Pattern, PatternError, same_pattern
 from openwork.resident import to_nchw
 
@@ -64,6 +65,11 @@ class SparseModule(nn.Module, ABC):
     def pattern(self) -> Pattern:
         """Which weights exist.  A topology update replaces the tensors, so a pattern once read stays as it is."""
         return Pattern(self.shape, self.rows, self.offsets, self.cols)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that products keep beside the pattern, as long as it lives: other orders of its index, places to unpack to."""
+        return unpacking.kept_bytes(self.pattern) + kernels.kept_bytes(self.cols)
 
     @property
     def backend(self) -> str:
@@ -119,7 +125,7 @@ class SparseModule(nn.Module, ABC):
 
     def unpacked_product(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """The sparse product computed densely: allocates the dense weight, and in backward its gradient, which is gathered."""
-        return self.dense_product(x, unpacked(values, self.pattern).view(self.dense_dims), bias)
+        return self.dense_product(x, unpacking.unpacked(values, self.pattern).view(self.dense_dims), bias)
 
     @abstractmethod
     def to_dense(self) -> nn.Module:

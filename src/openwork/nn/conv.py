@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from openwork import resident
+from openwork import kernels, resident
 from openwork.kernels import ops
 from openwork.kernels.window import Window
 from openwork.nn.base import SparseModule, check_shape, random_signs
@@ -130,6 +130,11 @@ class SparseConv2d(SparseModule):
     def dense_dims(self) -> tuple[int, ...]:
         """``(out_channels, in_channels / groups, kh, kw)``."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that products keep beside the pattern."""
+        return super().kept_bytes + (0 if self.full_cols is None else kernels.kept_bytes(self.full_cols))
 
     def replace(self, pattern: Pattern, values: Tensor) -> None:
         """Exchange pattern and values."""
