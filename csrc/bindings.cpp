@@ -104,7 +104,7 @@ NB_MODULE(_native, m) {
     m.attr("SCRATCH_LIMIT") = kScratchLimit;
     m.def("isa", [] { return std::string(kernels().isa); });
     m.def("supported_isas", [] {
-        const Kernels* all[3];
+        const Kernels* all[kMostBuilds];
         std::vector<std::string> names;
         for (int i = 0, n = supported_kernels(all); i < n; ++i) names.emplace_back(all[i]->isa);
         return names;
@@ -124,6 +124,29 @@ NB_MODULE(_native, m) {
         {
             nb::gil_scoped_release unlocked;
             wrong = kernels().linear_backward(matrix, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch, team(threads));
+        }
+        check(wrong);
+    });
+    m.def("has_bf16", [] { return kernels().linear_forward_bf16 != nullptr && kernels().linear_backward_bf16 != nullptr; });
+    m.def("linear_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const auto product = kernels().linear_forward_bf16;
+        if (product == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = product(matrix, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), batch, team(threads));
+        }
+        check(wrong);
+    });
+    m.def("linear_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const auto products = kernels().linear_backward_bf16;
+        if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), batch, team(threads));
         }
         check(wrong);
     });
