@@ -1,4 +1,4 @@
-// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py and
+// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py, cpu_bf16.py and
 // openwork/layouts/compiled.py; no other file knows Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>

@@ -1,4 +1,4 @@
-"""The compiled kernels; every address is checked by ``openwork.kernels.cpu``, ``openwork.resident.native`` or
+"""The compiled kernels; every address is checked by ``openwork.kernels.cpu`` or ``cpu_bf16``, ``openwork.resident.native`` or
 ``openwork.layouts.compiled`` before it comes here.
 """
 
