@@ -11,8 +11,8 @@ Four products cover every layout, because every layout is stored as one :class:`
 
 A backward without ``values`` skips the input gradient, one without ``x`` skips the weight gradient; the latter alone is the
 sampled product (sddmm).  A backend may also have ``linear_bf16`` and ``linear_backward_bf16``, the same for bfloat16
-activations with float32 values, bias and ``dvalues``, as autocast has them.  Adding a backend is one module that registers the four names,
-and one line in ``MODULES``.
+activations with float32 values, bias and ``dvalues``, as autocast has them.  Adding a backend is one module that registers
+the four names, and one line in ``MODULES``.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         both = backward(g, x, values, *index, ctx.shape, *ctx.rest)
         dx, dvalues = asked(both, values, x)
     if ctx.needs_input_grad[2]:
-        dbias = g.sum(0, dtype=torch.float32 if g.dtype == torch.bfloat16 else None)
+        dbias = g.sum(0)
     return dx, dvalues, dbias, None, None, None, None, None
 
 
