@@ -1,6 +1,7 @@
 """Single layers: forward and backward through the public operators, against the fastest dense way.
 
     python benchmarks/kernels.py
+    python benchmarks/kernels.py --dtype bfloat16
 
 Everything starts and ends in plain tensors, [batch, features] or NCHW, so conversions to the kernels' own layout are paid;
 but for ``chain``, which is a convolution between others, whose input and output gradient come in that layout (all three
@@ -8,6 +9,8 @@ products, too, through the module and autograd).
 Dense is the best of: for linear layers F.linear, oneDNN's linear with operands already transposed for it, and a 1 x 1
 convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
 is timed, its results are compared with dense ones; a wrong result stops the benchmark.
+
+With ``--dtype bfloat16``: linear layers only, modules with bias and autograd under autocast, beside nn.Linear under it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from torch import Tensor
 
 from openwork import resident
 from openwork.kernels import ops
-from openwork.nn import SparseConv2d
+from openwork.nn import SparseConv2d, SparseLinear
 from openwork.pattern import Pattern, consecutive_rows
 
 Functions = dict[str, Callable[[], Any]]
@@ -215,10 +218,53 @@ def measure(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> 
     return rows
 
 
+def autocast_step(module: torch.nn.Module, x: Tensor, g: Tensor | None = None) -> Any:
+    """Forward under autocast to bfloat16 and, given the output's gradient, all gradients."""
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    return out if g is None else torch.autograd.grad(out, (x, *module.parameters()), g)
+
+
+def measure_bf16(layer: Linear, sparsities: Sequence[float], repeats: int) -> list[tuple[Any, ...]]:
+    """One row for each sparsity and layout, of modules under autocast."""
+    x, g = (t.bfloat16() for t in layer.tensors())
+    x.requires_grad_()
+    modules: dict[Any, torch.nn.Module] = {"dense": torch.nn.Linear(layer.inputs, layer.outputs)}
+    for sparsity in sparsities:
+        for name, height in HEIGHTS.items():
+            pattern = random_pattern(layer.matrix, height, 1 - sparsity)
+            sparse = SparseLinear(pattern, torch.randn(pattern.value_shape), torch.randn(layer.outputs), "cpu")
+            modules[sparsity, name] = sparse
+            dense = sparse.to_dense()
+            weight = pattern.pack(
+                torch.autograd.grad(F.linear(x.float(), dense.weight, dense.bias), dense.weight, g.float())[0]
+            )
+            expected = (F.linear(x.float(), dense.weight, dense.bias), g.float() @ dense.weight, weight)
+            for what, found, right in zip(
+                ("output", "dx", "dw"), (autocast_step(sparse, x), *autocast_step(sparse, x, g)), expected, strict=False
+            ):
+                assert_right(f"{layer}, height {height}, {what}", found.detach().float(), right.detach(), 2e-2)
+    functions: dict[Any, Callable[[], Any]] = {}
+    for key, module in modules.items():
+        functions[key, "forward"] = lambda module=module: autocast_step(module, x)
+        functions[key, "all"] = lambda module=module: autocast_step(module, x, g)
+    times = interleaved(functions, repeats)
+    dense_times = (times["dense", "forward"], times["dense", "all"])
+    rows = []
+    for key in list(modules)[1:]:
+        own = (times[key, "forward"], times[key, "all"])
+        ratios = (dense_times[0] / own[0], dense_times[1] / own[1])
+        rows.append((str(layer), f"{key[0]:g}", key[1], *dense_times, *own, *ratios))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two layers, two sparsities, few repeats")
     parser.add_argument("--only", choices=("linear", "conv"), help="one kind of layer")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: linear layers under autocast"
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for kernels.csv and kernels.md")
@@ -228,6 +274,13 @@ def main() -> None:
     layers: tuple[Linear | Conv, ...] = QUICK if arguments.quick else LINEARS + CONVS
     sparsities, repeats = ([0.5, 0.9], 3) if arguments.quick else ([0.5, 0.75, 0.9, 0.95], arguments.repeats)
     rows: list[tuple[Any, ...]] = []
+    if arguments.dtype == "bfloat16":
+        for layer in layers:
+            if isinstance(layer, Linear):
+                rows += measure_bf16(layer, sparsities, repeats)
+        title = "Sparse linear layers under autocast to bfloat16 against nn.Linear (medians; x = times faster)"
+        report("kernels-bfloat16", title, COLUMNS[:9], rows, arguments.output)
+        return
     for layer in layers:
         if arguments.only is None or arguments.only == type(layer).__name__.lower():
             rows += measure(layer, sparsities, repeats)

@@ -85,6 +85,8 @@ struct Merges {
     int32_t *left, *place, *chain;    // [n]
 };
 
+using BFloat16 = uint16_t;  // its bits: the upper half of a float's
+
 // Every kernel returns null, or what was wrong with its input; in that case its outputs are undefined.
 using Failure = const char*;
 
@@ -112,6 +114,9 @@ struct Kernels {
     void (*common_columns)(const Positions&, uint64_t* bits, int64_t words, int64_t first_column, float* common, int threads);
     // Nearest-neighbour chains over distance[n][n], which is used up.
     Failure (*merges)(float* distance, int64_t n, bool complete, const Merges&);
+    // As for floats, with float weights, bias and dw; null where the build has no bfloat16 instructions.
+    Failure (*linear_forward_bf16)(const Stored&, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads);
+    Failure (*linear_backward_bf16)(const Stored&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads);
 };
 
 namespace baseline { extern const Kernels kernels; }

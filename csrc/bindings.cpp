@@ -1,4 +1,4 @@
-// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py and
+// The Python module.  Addresses come as integers, checked by openwork/kernels/cpu.py, cpu_bf16.py and
 // openwork/layouts/compiled.py; no other file knows Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
@@ -105,7 +105,7 @@ NB_MODULE(_native, m) {
     m.attr("SCRATCH_LIMIT") = kScratchLimit;
     m.def("isa", [] { return std::string(kernels().isa); });
     m.def("supported_isas", [] {
-        const Kernels* all[3];
+        const Kernels* all[kMostBuilds];
         std::vector<std::string> names;
         for (int i = 0, n = supported_kernels(all); i < n; ++i) names.emplace_back(all[i]->isa);
         return names;
@@ -142,6 +142,29 @@ NB_MODULE(_native, m) {
     });
     m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS, int threads) {
         check(cut(STORED, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order), team(threads)));
+    });
+    m.def("has_bf16", [] { return kernels().linear_forward_bf16 != nullptr && kernels().linear_backward_bf16 != nullptr; });
+    m.def("linear_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const auto product = kernels().linear_forward_bf16;
+        if (product == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = product(matrix, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), batch, team(threads));
+        }
+        check(wrong);
+    });
+    m.def("linear_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const auto products = kernels().linear_backward_bf16;
+        if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), batch, team(threads));
+        }
+        check(wrong);
     });
     m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;

@@ -5,9 +5,32 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef OPENWORK_X86
+#define OPENWORK_ISA_NAMESPACE avx512_bf16
+#include "kernels/linear_bf16.hpp"
+#endif
+
 namespace openwork {
 
-int supported_kernels(const Kernels* (&out)[3]) {
+#ifdef OPENWORK_X86
+namespace {
+
+// The AVX-512 build and the few functions that use one more of its extensions.
+const Kernels& with_bf16() {
+    static const Kernels extended = [] {
+        Kernels k = avx512::kernels;
+        k.isa = "avx512_bf16";
+        k.linear_forward_bf16 = avx512_bf16::linear_forward_bf16;
+        k.linear_backward_bf16 = avx512_bf16::linear_backward_bf16;
+        return k;
+    }();
+    return extended;
+}
+
+}  // namespace
+#endif
+
+int supported_kernels(const Kernels* (&out)[kMostBuilds]) {
     int count = 0;
     out[count++] = &baseline::kernels;
 #ifdef OPENWORK_X86
@@ -16,6 +39,7 @@ int supported_kernels(const Kernels* (&out)[3]) {
         out[count++] = &avx2::kernels;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
             out[count++] = &avx512::kernels;
+            if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16")) out[count++] = &with_bf16();
         }
     }
 #endif
@@ -23,7 +47,7 @@ int supported_kernels(const Kernels* (&out)[3]) {
 }
 
 const Kernels& choose_kernels() {
-    const Kernels* supported[3];
+    const Kernels* supported[kMostBuilds];
     const int count = supported_kernels(supported);
     const char* wanted = std::getenv("OPENWORK_ISA");
     if (wanted == nullptr || *wanted == 0) return *supported[count - 1];

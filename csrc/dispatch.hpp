@@ -10,6 +10,7 @@ namespace openwork {
 const Kernels& choose_kernels();
 
 // All builds that can run here, narrowest first, and how many.
-int supported_kernels(const Kernels* (&out)[3]);
+constexpr int kMostBuilds = 4;
+int supported_kernels(const Kernels* (&out)[kMostBuilds]);
 
 }  // namespace openwork

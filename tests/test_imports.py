@@ -83,7 +83,7 @@ def test_methods_and_layouts_stand_alone():
             assert not imports(module) & {"methods", "nn", "kernels", "evidence", "sparsify"}
 
 
-def test_four_modules_know_the_native_one():
+def test_five_modules_know_the_native_one():
     users = []
     for module in MODULES:
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
@@ -96,7 +96,7 @@ def test_four_modules_know_the_native_one():
         sources = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
         if "_native" in names or "openwork._native" in names | sources:
             users.append(module)
-    assert users == ["compiled", "kernels.cpu", "layouts.compiled", "resident.native"]
+    assert users == ["compiled", "kernels.cpu", "kernels.cpu_bf16", "layouts.compiled", "resident.native"]
 
 
 def test_importing_openwork_is_light():
@@ -108,7 +108,8 @@ threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task")
 import openwork
 after = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
 heavy = ["lightning", "matplotlib", "sklearn", "tensorboard", "jsonargparse", "pyarrow", "PIL", "torchmetrics", "transformers",
-         "openwork._native", "openwork.kernels.cpu", "openwork.train", "openwork.data", "openwork.models"]
+         "openwork._native", "openwork.kernels.cpu", "openwork.kernels.cpu_bf16",
+         "openwork.train", "openwork.data", "openwork.models"]
 print(json.dumps({"started": after - threads, "heavy": [name for name in heavy if name in sys.modules]}))
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)

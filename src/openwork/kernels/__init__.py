@@ -10,7 +10,9 @@ Four products cover every layout, because every layout is stored as one :class:`
 =====================  ==========================================================================================
 
 A backward without ``values`` skips the input gradient, one without ``x`` skips the weight gradient; the latter alone is the
-sampled product (sddmm).  Adding a backend is one module that registers these four names, and one line in ``MODULES``.
+sampled product (sddmm).  A backend may also have ``linear_bf16`` and ``linear_backward_bf16``, the same for bfloat16
+activations with float32 values, bias and ``dvalues``, as autocast has them.  Adding a backend is one module that registers
+the four names, and one line in ``MODULES``.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from torch import Tensor
 Kernel = Callable[..., Any]
 F = TypeVar("F", bound=Kernel)
 
-MODULES = {"reference": "openwork.kernels.reference", "cpu": "openwork.kernels.cpu"}
+MODULES = {"reference": ("openwork.kernels.reference",), "cpu": ("openwork.kernels.cpu", "openwork.kernels.cpu_bf16")}
 OPS = ("linear", "linear_backward", "conv2d", "conv2d_backward")
+OPTIONAL = ("linear_bf16", "linear_backward_bf16")
 
 _table: dict[tuple[str, str], Kernel] = {}
 _loaded: dict[str, bool] = {}
@@ -39,10 +42,10 @@ def register(op: str, backend: str) -> Callable[[F], F]:
     """Decorator that enters a function in the table.
 
     Raises:
-        ValueError: ``op`` is not one of ``OPS``.
+        ValueError: ``op`` is not one of ``OPS`` and ``OPTIONAL``.
     """
-    if op not in OPS:
-        raise ValueError(f"op={op!r} must be one of {', '.join(OPS)}")
+    if op not in OPS + OPTIONAL:
+        raise ValueError(f"op={op!r} must be one of {', '.join(OPS + OPTIONAL)}")
 
     def enter(function: F) -> F:
         _table[op, backend] = function
@@ -79,7 +82,8 @@ def _loads(backend: str) -> bool:
 
 def _imported(backend: str) -> bool:
     try:
-        importlib.import_module(MODULES[backend])
+        for module in MODULES[backend]:
+            importlib.import_module(module)
     except ModuleNotFoundError as missing:
         if missing.name is not None and missing.name.startswith("openwork._"):
             return False
@@ -96,6 +100,11 @@ def kept_bytes(cols: Tensor) -> int:
 def available() -> tuple[str, ...]:
     """Names of the backends that load on this machine."""
     return tuple(name for name in MODULES if _loads(name))
+
+
+def offers(op: str, backend: str) -> bool:
+    """Whether ``backend`` has ``op``, one of ``OPTIONAL``."""
+    return backend in MODULES and _loads(backend) and (op, backend) in _table
 
 
 def supports(backend: str, device: torch.device, dtype: torch.dtype) -> bool:

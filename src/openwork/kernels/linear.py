@@ -1,4 +1,9 @@
-"""The sparse linear layer as a PyTorch operator: differentiable, traceable, and one call for every backend."""
+"""The sparse linear layer as a PyTorch operator: differentiable, traceable, and one call for every backend.
+
+Under autocast to bfloat16 on the CPU, activations are bfloat16, values and bias stay float32, if the backend offers that; the
+input gradient is bfloat16 then, the weight gradient float32.  Other backends compute in float32 and round the result.  Autocast
+to float16 computes in float32 and rounds nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openwork.kernels import lookup
-from openwork.kernels.operator import PATTERN, asked, check, check_batch, check_matrix, define, eager, filled, parts, save
+from openwork.kernels import Kernel, lookup, offers
+from openwork.kernels.operator import (
+    PATTERN,
+    asked,
+    cast,
+    check,
+    check_batch,
+    check_matrix,
+    define,
+    direct,
+    eager,
+    filled,
+    narrows,
+    parts,
+    save,
+)
 from openwork.pattern import Pattern
 
 
@@ -23,13 +42,21 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
         kernel: a backend of the table.
 
     Returns:
-        ``[B, R]``, contiguous.  Rows of ``W`` that are in no group give 0 + bias.
+        ``[B, R]``, contiguous; bfloat16 under autocast to it.  Rows of ``W`` that are in no group give 0 + bias.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or the backend does not know them.
     """
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        check(pattern, x=x, values=values, bias=bias)  # as dense layers, mixed dtypes under autocast only
     arguments = (x, values, bias, *parts(pattern), kernel)
-    out: Tensor = _Linear.apply(*arguments) if eager(x) else torch.ops.openwork.linear(*arguments)
+    out: Tensor
+    if eager(x):
+        out = _Linear.apply(*arguments)
+    elif narrows(x, values, bias) and offers("linear_bf16", kernel):
+        out = _Linear.apply(x.to(torch.bfloat16), *arguments[1:])
+    else:
+        out = torch.ops.openwork.linear(*arguments)
     return out
 
 
@@ -49,14 +76,36 @@ def sddmm(x: Tensor, g: Tensor, pattern: Pattern, kernel: str = "reference") -> 
     return out
 
 
+def _narrow(kernel: str, *activations: Tensor | None) -> bool:
+    """Whether this is bfloat16 beside float32; a backend that offers it has no bfloat16 values."""
+    given = [tensor for tensor in activations if tensor is not None]
+    return all(tensor.dtype == torch.bfloat16 for tensor in given) and offers("linear_bf16", kernel)
+
+
+def _checked(
+    op: str, kernel: str, pattern: Pattern, activations: dict[str, Tensor | None], weights: dict[str, Tensor | None]
+) -> Kernel:
+    """The function that computes, once dtypes, devices and sizes are known to fit."""
+    if not _narrow(kernel, *activations.values()):
+        check(pattern, **activations, **weights)
+        return lookup(op, kernel)
+    check(pattern, **activations)
+    for name, weight in weights.items():
+        if weight is not None:
+            check(pattern, **{name: weight})
+            if weight.dtype != torch.float32:
+                raise ValueError(f"{name} is {weight.dtype}; kernel={kernel!r} takes torch.float32 beside torch.bfloat16")
+    return lookup(f"{op}_bf16", kernel)
+
+
 def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None,
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int], kernel: str,
 ) -> Tensor:  # fmt: skip
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
-    check(pattern, x=x, values=values, bias=bias)
+    compute = _checked("linear", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
     check_matrix("x", x, shape[1])
-    out: Tensor = lookup("linear", kernel)(x, values, pattern, bias)
+    out: Tensor = compute(x, values, pattern, bias)
     return out
 
 
@@ -65,12 +114,12 @@ def _linear_backward(
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int], kernel: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
-    check(pattern, g=g, x=x, values=values)
+    compute = _checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
     check_matrix("g", g, shape[0])
     if x is not None:
         check_matrix("x", x, shape[1])
     check_batch(x, g)
-    return filled(g, *lookup("linear_backward", kernel)(g, x, values, pattern))
+    return filled(g, *compute(g, x, values, pattern))
 
 
 def _linear_fake(x: Tensor, values: Tensor, bias: Any, rows: Any, offsets: Any, cols: Any, shape: Any, kernel: str) -> Tensor:
@@ -81,7 +130,8 @@ def _linear_backward_fake(
     g: Tensor, x: Tensor | None, values: Tensor | None, rows: Tensor, offsets: Any, cols: Tensor, shape: Any, kernel: str
 ) -> tuple[Tensor, Tensor]:
     dx = None if values is None else g.new_empty(g.shape[0], shape[1])
-    dvalues = None if x is None else g.new_empty(cols.shape[0], rows.shape[1])
+    dtype = torch.float32 if _narrow(kernel, g, x) else g.dtype
+    dvalues = None if x is None else g.new_empty(cols.shape[0], rows.shape[1], dtype=dtype)
     return filled(g, dx, dvalues)
 
 
@@ -89,12 +139,36 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, values, *index = ctx.saved_tensors
     dx = dvalues = dbias = None
     if x is not None or values is not None:
-        backward: Any = torch.ops.openwork.linear_backward if torch.is_grad_enabled() or not eager(g) else _linear_backward
+        # Of bfloat16 there is nothing that autocast could still cast.
+        watched = torch.is_grad_enabled() or not (eager(g) or (g.dtype == torch.bfloat16 and direct(g)))
+        backward: Any = torch.ops.openwork.linear_backward if watched else _linear_backward
         both = backward(g, x, values, *index, ctx.shape, *ctx.rest)
         dx, dvalues = asked(both, values, x)
     if ctx.needs_input_grad[2]:
         dbias = g.sum(0)
     return dx, dvalues, dbias, None, None, None, None, None
+
+
+def _linear_autocast(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    # Half precision on the CPU is left to bfloat16; float64 is never cast.
+    to_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.float64 not in (x.dtype, values.dtype)
+    narrow = to_bf16 and offers("linear_bf16", rest[-1])
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = torch.ops.openwork.linear(
+            cast(x, torch.bfloat16 if narrow else torch.float32), cast(values, torch.float32), cast(bias, torch.float32), *rest
+        )
+        return out.to(torch.bfloat16) if to_bf16 else out
+
+
+def _linear_backward_autocast(
+    g: Tensor, x: Tensor | None, values: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    wide = torch.bfloat16 if _narrow(rest[-1], g, x) else torch.float32
+    with torch.autocast("cpu", enabled=False):
+        both: tuple[Tensor, Tensor] = torch.ops.openwork.linear_backward(
+            cast(g, wide), cast(x, wide), cast(values, torch.float32), *rest
+        )
+        return both
 
 
 # With a ``setup_context`` of their own, torch would bind every call's arguments to the signature of ``forward`` by inspection:
@@ -110,11 +184,16 @@ class _Linear(torch.autograd.Function):
 
 
 define(
-    f"linear(Tensor x, Tensor values, Tensor? bias, {PATTERN}, str kernel) -> Tensor", _linear, _linear_fake, _linear_gradient
+    f"linear(Tensor x, Tensor values, Tensor? bias, {PATTERN}, str kernel) -> Tensor",
+    _linear,
+    _linear_fake,
+    _linear_gradient,
+    _linear_autocast,
 )
 define(
     f"linear_backward(Tensor g, Tensor? x, Tensor? values, {PATTERN}, str kernel) -> (Tensor, Tensor)",
     _linear_backward,
     _linear_backward_fake,
     None,
+    _linear_backward_autocast,
 )

@@ -21,7 +21,13 @@ PATTERN = "Tensor rows, Tensor offsets, Tensor cols, int[2] shape"
 _library = torch.library.Library("openwork", "DEF")
 
 
-def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any], gradient: Callable[..., Any] | None) -> None:
+def define(
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    gradient: Callable[..., Any] | None,
+    autocast: Callable[..., Any] | None = None,
+) -> None:
     """Make ``openwork::schema`` known to PyTorch.
 
     Args:
@@ -29,6 +35,7 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any], 
         function: what computes it on any device.
         fake: shapes alone, for tracing.
         gradient: from what ``save`` kept; None where there is none, as of gradients themselves.
+        autocast: computes under autocast on the CPU, with the same arguments; None for everything in float32.
     """
     name = f"openwork::{schema[: schema.index('(')]}"
     _library.define(schema)
@@ -36,7 +43,10 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any], 
     torch.library.register_fake(name, fake, lib=_library)
     for device in ("cpu", "cuda"):
         # The stored values are float32; under autocast the neighbours may hand over half precision.
-        torch.library.register_autocast(name, device, torch.float32, lib=_library)
+        if device != "cpu" or autocast is None:
+            torch.library.register_autocast(name, device, torch.float32, lib=_library)
+        else:
+            _library.impl(name, autocast, "AutocastCPU")
     if gradient is None:
         torch.library.register_autograd(name, _refuse_second_derivative, lib=_library)
     else:
@@ -45,6 +55,35 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any], 
 
 def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
     raise NotImplementedError("sparse layers have no second derivative; densify the model first")
+
+
+def narrows(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether nothing but autograd and autocast to bfloat16 watches, and the weights are the float32 ones of a layer.
+
+    Then a layer that computes in bfloat16 can be called as directly as one under autograd alone.
+    """
+    return (
+        torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and direct(x)
+        and x.dtype != torch.float64
+        and all(weight is None or weight.dtype == torch.float32 for weight in weights)
+    )
+
+
+def direct(tensor: Tensor) -> bool:
+    """Whether a tensor is a plain one on the CPU that no compiler or dispatch mode watches."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As autocast does: float64 stays."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def eager(tensor: Tensor) -> bool:

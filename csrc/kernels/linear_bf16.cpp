@@ -1,0 +1,228 @@
+// Linear layers in bfloat16, summed in float.  As in linear.cpp, a panel is packed from [batch, feature] just before it is used; the
+// stored weights, floats, are rounded at the start of every call.
+#include "linear_bf16.hpp"
+
+#include "../scratch.hpp"
+#include "memory.hpp"
+#include "tiles_bf16.hpp"
+
+#include <omp.h>
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kForwardTiles = 2;      // tiles in a panel, which stays in L2
+constexpr int64_t kInputTiles = 2;        // the same of an input gradient, whose panel is of floats
+constexpr int64_t kWeightPanel = 512;     // samples that one pass of a weight gradient runs over, at most
+
+// An odd number of cache lines: even ones thrash the sets of L1 and L2.  In bfloat16s.
+int64_t odd_stride(int64_t samples) { return (up(samples, kTile) / kTile | 1) * kTile; }
+
+// The group at which share `part` of `parts` begins, by stored columns.
+int64_t share(const Lowered& a, int64_t part, int64_t parts) {
+    const int64_t goal = a.offsets[a.groups] * part / parts;
+    int64_t low = 0, high = a.groups;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (a.offsets[middle] < goal) low = middle + 1; else high = middle;
+    }
+    return part == parts ? a.groups : part == 0 ? 0 : low;
+}
+
+int64_t most_pairs(const Stored& m) { return (m.stored + m.groups) / 2; }
+
+// Fills one group's part of `c`; `zeros` is the offset of a feature of zeros.
+void pair_group(const Lowered& a, int64_t g, int32_t zeros, const ColumnPairs& c, int32_t* columns, uint32_t* values) {
+    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height, pairs = c.first[g + 1] - c.first[g];
+    const float* w = a.values + first * h;
+    columns += 2 * c.first[g];
+    std::memcpy(columns, a.columns + first, static_cast<size_t>(count) * 4);
+    if (count % 2) columns[count] = zeros;
+    values += c.first[g] * h;
+    if (h == 1) {
+        if (count % 2) values[pairs - 1] = 0;
+        narrow(w, count, reinterpret_cast<BFloat16*>(values));
+        return;
+    }
+    for (int64_t p = 0; p < pairs; ++p, w += 2 * h, values += h) {
+        for (int64_t r = 0; r < h; r += kLanes) {
+            const __mmask16 there = static_cast<__mmask16>(h - r >= kLanes ? 0xffff : (1 << (h - r)) - 1);
+            const __mmask16 second = 2 * p + 1 < count ? there : __mmask16{0};
+            const __m256i one = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, w + r));
+            const __m256i other = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(second, w + h + r));
+            const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(one), _mm512_slli_epi32(_mm512_cvtepu16_epi32(other), 16));
+            _mm512_mask_storeu_epi32(values + r, there, both);
+        }
+    }
+}
+
+// One group's weights as `scatter` takes them.
+void narrow_group(const Lowered& a, int64_t g, BFloat16* to) {
+    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height, stride = up(h, 2);
+    const float* w = a.values + first * h;
+    to += first * stride;
+    if (h == stride) {
+        narrow(w, count * h, to);
+    } else {
+        for (int64_t k = 0; k < count; ++k) {
+            narrow(w + k * h, h, to + k * stride);
+            to[k * stride + h] = 0;
+        }
+    }
+    for (int64_t r = 0; g >= a.full_groups && r < h; ++r) {
+        for (int64_t k = 0; a.rows[g * h + r] < 0 && k < count; ++k) to[k * stride + r] = 0;
+    }
+}
+
+// Sets the rows that are in no group to their bias.
+void fill_missing(const Lowered& a, const float* bias, BFloat16* out, int64_t out_tile, int64_t tiles) {
+    for (int64_t i = 0; i < a.n_missing; ++i) {
+        const Vec value = broadcast(bias == nullptr ? 0.0f : bias[a.missing[i]]);
+        for (int64_t t = 0; t < tiles; ++t) _mm512_storeu_si512(out + t * out_tile + a.missing[i] * kTile, rounded(value, value));
+    }
+}
+
+void gather_any(const Lowered& a, const ColumnPairs& c, int64_t g0, int64_t g1, const BFloat16* in, int64_t in_tile, BFloat16* out,
+                int64_t out_tile, int64_t tiles) {
+    if (a.height >= 8) return gather<8, 1>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    if (a.height >= 4) return gather<4, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    if (a.height >= 2) return gather<2, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    return gather<1, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+}
+
+}  // namespace
+
+Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads) {
+    const int64_t inputs = m.n_columns, outputs = m.n_rows;
+    if (batch == 0 || outputs == 0) return nullptr;
+    const int64_t units = (batch + kTile - 1) / kTile;
+    // With fewer tiles than threads, the threads of a tile share its output panel and split the row groups.
+    const int64_t parts = most<int64_t>(1, threads / units), owners = least<int64_t>(units, threads);
+    const int64_t width = least(kForwardTiles, (units + owners - 1) / owners) * kTile;
+    const Panel in_at{kTile, (inputs + 1) * kTile}, out_at{kTile, outputs * kTile};
+    const int64_t in_size = (inputs + 1) * width, out_size = outputs * width, pairs = most_pairs(m);
+    Scratch scratch(static_cast<size_t>(lowered_bytes(m) + (m.groups + 1) * 8 + pairs * (2 + m.height) * 4 + threads * (in_size + out_size) * 2 + 1024));
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    Lowered a;
+    const int64_t zero = 0;
+    if (Failure wrong = lower(m, {kTile, 1, &zero, kTile}, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    int64_t* first = memory.take<int64_t>(m.groups + 1);
+    int32_t* columns = memory.take<int32_t>(2 * pairs);
+    uint32_t* values = memory.take<uint32_t>(pairs * m.height);
+    BFloat16* in = memory.take<BFloat16>(threads * in_size);
+    BFloat16* out = memory.take<BFloat16>(threads * out_size);
+    first[0] = 0;
+    for (int64_t g = 0; g < a.groups; ++g) first[g + 1] = first[g] + (a.offsets[g + 1] - a.offsets[g] + 1) / 2;
+    const ColumnPairs c{first, columns, values};
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < a.groups; ++g) pair_group(a, g, static_cast<int32_t>(inputs * kTile), c, columns, values);
+        BFloat16* my_in = in + id * in_size;
+        for (int64_t t = 0; t < width / kTile; ++t) std::memset(my_in + t * in_at.tile + inputs * kTile, 0, kTile * 2);
+        // A runtime that grants fewer threads than asked for must still cover every share.
+        for (int64_t t = id; t < owners * parts; t += team) {
+            const int64_t owner = t % owners, part = t / owners;
+            BFloat16* my_out = out + owner * out_size;
+            const int64_t begin = units * owner / owners * kTile, end = least(batch, units * (owner + 1) / owners * kTile);
+            for (int64_t s = begin; s < end; s += width) {
+                const int64_t samples = least(width, end - s), tiles = up(samples, kTile) / kTile;
+                pack_tiles(x + s * inputs, inputs, samples, my_in, in_at);
+                gather_any(a, c, share(a, part, parts), share(a, part + 1, parts), my_in, in_at.tile, my_out, out_at.tile, tiles);
+                if (part == 0) fill_missing(a, bias, my_out, out_at.tile, tiles);
+                if (parts == 1) unpack_tiles(my_out, out_at, outputs, 0, outputs, samples, y + s * outputs);
+            }
+        }
+#pragma omp barrier
+        for (int64_t t = id; parts > 1 && t < owners * parts; t += team) {
+            const int64_t owner = t % owners, part = t / owners, begin = units * owner / owners * kTile;
+            unpack_tiles(out + owner * out_size, out_at, outputs, outputs * part / parts, outputs * (part + 1) / parts,
+                         least(kTile, batch - begin), y + begin * outputs);
+        }
+    }
+    return nullptr;
+}
+
+namespace {
+
+struct Backward {
+    const Lowered *for_dx, *for_dw;
+    const BFloat16 *g, *x;
+    BFloat16* dx;
+    float* dw;
+    int64_t inputs, outputs;
+    Panel wide, narrow;             // of g and x, and of an input gradient
+    BFloat16 *g_panel, *x_panel, *weights;
+    float *dx_panels, *packed;
+    int64_t dx_size, packed_size;   // of one thread
+};
+
+// One thread's share of one weight panel of `samples` samples from sample `s` on; the whole team runs it together.
+void backward_panel(const Backward& b, int64_t s, int64_t samples, int64_t id, int64_t team) {
+    const int64_t units = (samples + kTile - 1) / kTile;
+    const int64_t first = units * id / team * kTile, last = least(samples, units * (id + 1) / team * kTile);
+    if (first < last) {
+        pack_tiles(b.g + (s + first) * b.outputs, b.outputs, last - first, b.g_panel + first, b.wide);
+        if (b.dw != nullptr) pack_tiles(b.x + (s + first) * b.inputs, b.inputs, last - first, b.x_panel + first, b.wide);
+    }
+    if (b.dx != nullptr) {
+        float* panel = b.dx_panels + id * b.dx_size;
+        for (int64_t t = first; t < last; t += kInputTiles * kTile) {
+            const int64_t count = least(kInputTiles * kTile, last - t), tiles = up(count, kTile) / kTile;
+            std::memset(panel, 0, static_cast<size_t>(tiles * b.narrow.tile) * 4);
+            scatter(*b.for_dx, b.weights, panel, b.narrow.tile, b.g_panel + t, b.wide.tile, tiles);
+            unpack_tiles(panel, b.narrow, b.inputs, 0, b.inputs, count, b.dx + (s + t) * b.inputs);
+        }
+    }
+#pragma omp barrier
+    if (b.dw != nullptr) {
+        const Lowered& a = *b.for_dw;
+        dots(a, share(a, id, team), share(a, id + 1, team), b.x_panel, b.g_panel, units, b.packed + id * b.packed_size, b.dw);
+    }
+#pragma omp barrier
+}
+
+}  // namespace
+
+Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads) {
+    const int64_t inputs = m.n_columns, outputs = m.n_rows;
+    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(m.stored * m.height) * 4);
+    if (batch == 0) return nullptr;
+    const int64_t wide = least(kWeightPanel, up(batch, kTile)), stride = odd_stride(wide), even = up(m.height, 2);
+    Backward b{};
+    b.g = g, b.x = x, b.dx = dx, b.dw = dw, b.inputs = inputs, b.outputs = outputs;
+    b.wide = {stride, kTile}, b.narrow = {kTile, inputs * kTile};
+    b.dx_size = dx != nullptr ? inputs * least(kInputTiles * kTile, wide) : 0;
+    b.packed_size = dw != nullptr ? wide / 2 * 16 : 0;
+    const int64_t halves = (outputs + (dw != nullptr ? inputs : 0)) * stride + (dx != nullptr ? m.stored * even : 0);
+    Scratch scratch(static_cast<size_t>(2 * lowered_bytes(m) + halves * 2 + threads * (b.dx_size + b.packed_size) * 4 + 1024));
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    const int64_t zero = 0;
+    Lowered for_dx{}, for_dw{};
+    if (Failure wrong = lower(m, {kTile, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
+    if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+    b.for_dx = &for_dx, b.for_dw = &for_dw;
+    b.g_panel = memory.take<BFloat16>(outputs * stride);
+    if (dw != nullptr) b.x_panel = memory.take<BFloat16>(inputs * stride);
+    if (dx != nullptr) b.weights = memory.take<BFloat16>(m.stored * even);
+    b.dx_panels = memory.take<float>(threads * b.dx_size);
+    b.packed = memory.take<float>(threads * b.packed_size);
+#pragma omp parallel num_threads(threads)
+    {
+        if (dx != nullptr) {
+#pragma omp for schedule(static)
+            for (int64_t group = 0; group < for_dx.groups; ++group) narrow_group(for_dx, group, b.weights);
+        }
+        for (int64_t s = 0; s < batch; s += wide) {
+            backward_panel(b, s, least(wide, batch - s), omp_get_thread_num(), omp_get_num_threads());
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

@@ -1,0 +1,257 @@
+// The arithmetic of bfloat16: one instruction multiplies two pairs and adds both products to a float.  Forward, a pair is two columns;
+// for the input gradient, two rows; for the weight gradient, two samples.
+#pragma once
+
+#include "../lower.hpp"
+#include "pack_bf16.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+// The stored columns in pairs; a group's odd one goes with a feature of zeros.
+struct ColumnPairs {
+    const int64_t* first;     // [groups + 1], in pairs
+    const int32_t* columns;   // [pairs][2], element offsets
+    const uint32_t* values;   // [pairs][height], both columns' weights in one word
+};
+
+// forward: out[row] = bias[row] + sum over pairs, for NT tiles
+template <int MR, int NT>
+OW_INLINE void gather_tile(const BFloat16* in, int64_t in_tile, const int32_t* columns, const uint32_t* w, int64_t height, int64_t pairs,
+                           BFloat16* out, int64_t out_tile, const int32_t* rows, const float* bias) {
+    Vec acc[MR][2 * NT];
+    OW_UNROLL
+    for (int m = 0; m < MR; ++m) {
+        OW_UNROLL
+        for (int v = 0; v < 2 * NT; ++v) acc[m][v] = broadcast(bias[m]);
+    }
+    for (int64_t p = 0; p < pairs; ++p, w += height) {
+        __m512i x[NT][2];
+        OW_UNROLL
+        for (int t = 0; t < NT; ++t) woven(words(in + columns[2 * p] + t * in_tile), words(in + columns[2 * p + 1] + t * in_tile), x[t]);
+        OW_UNROLL
+        for (int m = 0; m < MR; ++m) {
+            const __m512i both = _mm512_set1_epi32(static_cast<int>(w[m]));
+            OW_UNROLL
+            for (int v = 0; v < 2 * NT; ++v) acc[m][v] = dot2(acc[m][v], x[v / 2][v % 2], both);
+        }
+    }
+    OW_UNROLL
+    for (int m = 0; m < MR; ++m) {
+        if (rows[m] < 0) continue;
+        OW_UNROLL
+        for (int t = 0; t < NT; ++t) _mm512_storeu_si512(out + rows[m] + t * out_tile, rounded(acc[m][2 * t], acc[m][2 * t + 1]));
+    }
+}
+
+template <int MR, int NT>
+OW_INLINE void gather_group(const Lowered& a, const ColumnPairs& c, int64_t g, const BFloat16* in, int64_t in_tile, BFloat16* out,
+                            int64_t out_tile) {
+    const int64_t first = c.first[g], pairs = c.first[g + 1] - first, h = a.height;
+    const int32_t *columns = c.columns + 2 * first, *rows = a.rows + g * h;
+    const uint32_t* w = c.values + first * h;
+    const float* bias = a.bias + g * h;
+    int64_t r = 0;
+    for (; r + MR <= h; r += MR) gather_tile<MR, NT>(in, in_tile, columns, w + r, h, pairs, out, out_tile, rows + r, bias + r);
+    if constexpr (MR > 1) {
+        for (; r + MR / 2 <= h && MR / 2 > 2; r += MR / 2) gather_tile<MR / 2, NT>(in, in_tile, columns, w + r, h, pairs, out, out_tile, rows + r, bias + r);
+        for (; r + 2 <= h; r += 2) gather_tile<2, NT>(in, in_tile, columns, w + r, h, pairs, out, out_tile, rows + r, bias + r);
+        for (; r < h; ++r) gather_tile<1, NT>(in, in_tile, columns, w + r, h, pairs, out, out_tile, rows + r, bias + r);
+    }
+}
+
+// Groups [g0, g1) against `tiles` tiles, which share each pass over a group's weights.
+template <int MR, int NT>
+void gather(const Lowered& a, const ColumnPairs& c, int64_t g0, int64_t g1, const BFloat16* in, int64_t in_tile, BFloat16* out,
+            int64_t out_tile, int64_t tiles) {
+    for (int64_t g = g0; g < g1; ++g) {
+        int64_t t = 0;
+        for (; t + NT <= tiles; t += NT) gather_group<MR, NT>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
+        for (; t < tiles; ++t) gather_group<MR, 1>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
+    }
+}
+
+// input gradient: dx[column] += sum over pairs of rows, kept in registers, of a tile
+template <int PAIRS>
+OW_INLINE void scatter_tile(float* dx, const int32_t* columns, const BFloat16* w, int64_t stride, int64_t count, const BFloat16* g,
+                            const int32_t* rows, int64_t n) {
+    __m512i woven_rows[PAIRS][2];
+    OW_UNROLL
+    for (int m = 0; m < PAIRS; ++m) {
+        const __m512i none = _mm512_setzero_si512();
+        const __m512i one = 2 * m < n && rows[2 * m] >= 0 ? words(g + rows[2 * m]) : none;
+        woven(one, 2 * m + 1 < n && rows[2 * m + 1] >= 0 ? words(g + rows[2 * m + 1]) : none, woven_rows[m]);
+    }
+    for (int64_t k = 0; k < count; ++k, w += stride) {
+        float* to = dx + columns[k];
+        Vec first = load(to), second = load(to + kLanes);
+        OW_UNROLL
+        for (int m = 0; m < PAIRS; ++m) {
+            int32_t both;
+            std::memcpy(&both, w + 2 * m, sizeof both);
+            first = dot2(first, woven_rows[m][0], _mm512_set1_epi32(both));
+            second = dot2(second, woven_rows[m][1], _mm512_set1_epi32(both));
+        }
+        store(to, first);
+        store(to + kLanes, second);
+    }
+}
+
+// All groups for `tiles` tiles; w is [stored][stride], stride = the height made even, and 0 at padding.
+OW_INLINE void scatter(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
+    const int64_t h = a.height, stride = up(h, 2);
+    for (int64_t group = 0; group < a.groups; ++group) {
+        const int64_t first = a.offsets[group], count = a.offsets[group + 1] - first;
+        const int32_t *columns = a.columns + first, *rows = a.rows + group * h;
+        const BFloat16* from = w + first * stride;
+        for (int64_t t = 0; t < tiles; ++t) {
+            float* to = dx + t * dx_tile;
+            const BFloat16* gt = g + t * g_tile;
+            int64_t r = 0;
+            for (; r + 16 <= stride; r += 16) scatter_tile<8>(to, columns, from + r, stride, count, gt, rows + r, h - r);
+            for (; r + 8 <= stride; r += 8) scatter_tile<4>(to, columns, from + r, stride, count, gt, rows + r, h - r);
+            for (; r + 4 <= stride; r += 4) scatter_tile<2>(to, columns, from + r, stride, count, gt, rows + r, h - r);
+            for (; r < stride; r += 2) scatter_tile<1>(to, columns, from + r, stride, count, gt, rows + r, h - r);
+        }
+    }
+}
+
+// weight gradient: one accumulator a column.  The lanes of a vector are H rows x 16 / H pairs of samples, so a column's samples are
+// broadcast, and sums over lanes run over the few pairs only.
+
+template <int UNIT, int... I>
+OW_INLINE Vec low_units(Vec a, Vec b, Index<I...>) {
+    return __builtin_shufflevector(a, b, (I / UNIT / 2 * UNIT + I / UNIT % 2 * kLanes + I % UNIT)...);
+}
+template <int UNIT, int... I>
+OW_INLINE Vec high_units(Vec a, Vec b, Index<I...>) {
+    return __builtin_shufflevector(a, b, (kLanes / 2 + I / UNIT / 2 * UNIT + I / UNIT % 2 * kLanes + I % UNIT)...);
+}
+
+// H rows of `tiles` tiles -> vectors [tile][H] of [row][pair]; absent rows are 0.
+template <int H>
+OW_INLINE void pack_rows(const BFloat16* g, int64_t g_tile, const int32_t* rows, int64_t n, int64_t tiles, float* to) {
+    for (int64_t t = 0; t < tiles; ++t, g += g_tile, to += H * kLanes) {
+        Vec v[H], other[H];
+        OW_UNROLL
+        for (int r = 0; r < H; ++r) v[r] = r < n && rows[r] >= 0 ? as_floats(words(g + rows[r])) : Vec{};
+        OW_UNROLL
+        for (int round = 1; round < H; round *= 2) {
+            OW_UNROLL
+            for (int i = 0; i < H / 2; ++i) {
+                other[2 * i] = low_units<kLanes / H>(v[i], v[i + H / 2], Lanes{});
+                other[2 * i + 1] = high_units<kLanes / H>(v[i], v[i + H / 2], Lanes{});
+            }
+            OW_UNROLL
+            for (int i = 0; i < H; ++i) v[i] = other[i];
+        }
+        OW_UNROLL
+        for (int r = 0; r < H; ++r) store(to + r * kLanes, v[r]);
+    }
+}
+
+// 16 / H pairs of samples in all rows' lanes.
+template <int H>
+OW_INLINE __m512i spread(const BFloat16* from) {
+    if constexpr (H == 16) {
+        int32_t pair;
+        std::memcpy(&pair, from, sizeof pair);
+        return _mm512_set1_epi32(pair);
+    } else if constexpr (H == 8) {
+        int64_t pairs;
+        std::memcpy(&pairs, from, sizeof pairs);
+        return _mm512_set1_epi64(pairs);
+    } else if constexpr (H == 4) {
+        return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    } else if constexpr (H == 2) {
+        return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    } else {
+        return words(from);
+    }
+}
+
+// Up to KT columns against H rows; dw[k][row], of which `n` rows from the first on exist.
+template <int H, int KT>
+OW_INLINE void dot_tile(const BFloat16* x, const int32_t* columns, int64_t count, const float* g, int64_t vectors, const int32_t* rows,
+                        int64_t n, float* dw, int64_t height) {
+    constexpr int kPairs = kLanes / H, kStep = H < 4 ? H : 4;
+    Vec acc[KT];
+    const BFloat16* from[KT];
+    OW_UNROLL
+    for (int j = 0; j < KT; ++j) {
+        acc[j] = Vec{};
+        from[j] = x + columns[least<int64_t>(j, count - 1)];
+    }
+    // A few vectors a turn: there are not registers enough for the addresses.
+    for (int64_t q = 0; q < vectors; q += kStep) {
+        __m512i rowv[kStep];
+        OW_UNROLL
+        for (int i = 0; i < kStep; ++i) rowv[i] = as_words(load(g + (q + i) * kLanes));
+        OW_UNROLL
+        for (int j = 0; j < KT; ++j) {
+            OW_UNROLL
+            for (int i = 0; i < kStep; ++i) acc[j] = dot2(acc[j], rowv[i], spread<H>(from[j] + (q + i) * 2 * kPairs));
+        }
+    }
+    OW_UNROLL
+    for (int pairs = kPairs, left = KT / 2; pairs > 1; pairs /= 2, left /= 2) {
+        OW_UNROLL
+        for (int i = 0; i < left; ++i) acc[i] = evens(acc[2 * i], acc[2 * i + 1], Lanes{}) + odds(acc[2 * i], acc[2 * i + 1], Lanes{});
+    }
+    int there = 0;
+    for (int r = 0; r < H; ++r) there |= (r < n && rows[r] >= 0) << r;
+    // Vector i holds kPairs columns of H rows.
+    OW_UNROLL
+    for (int i = 0; i < KT / kPairs; ++i) {
+        float* to = dw + i * kPairs * height;
+        const int64_t left = count - i * kPairs;
+        if (left <= 0) break;
+        if (H == height && there == (1 << H) - 1 && left >= kPairs) {
+            store(to, load(to) + acc[i]);
+        } else if constexpr (H == kLanes) {
+            const __mmask16 mask = static_cast<__mmask16>(there);
+            _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), acc[i]));
+        } else {
+            alignas(64) float lanes[kLanes];
+            store(lanes, acc[i]);
+            for (int64_t l = 0; l < kLanes && l / H < left; ++l) {
+                if (there >> l % H & 1) to[l / H * height + l % H] += lanes[l];
+            }
+        }
+    }
+}
+
+template <int H>
+OW_INLINE void dot_rows(const Lowered& a, int64_t first, int64_t count, const int32_t* rows, int64_t n, const BFloat16* x, const BFloat16* g,
+                        int64_t tiles, float* packed, float* dw) {
+    pack_rows<H>(g, kTile, rows, n, tiles, packed);
+    int64_t k = 0;
+    for (; k < count; k += 16) {
+        const int64_t left = least<int64_t>(16, count - k);
+        if (H == 16 && left <= 8) {
+            dot_tile<H, H == 16 ? 8 : 16>(x, a.columns + first + k, left, packed, H * tiles, rows, n, dw + (first + k) * a.height, a.height);
+        } else {
+            dot_tile<H, 16>(x, a.columns + first + k, left, packed, H * tiles, rows, n, dw + (first + k) * a.height, a.height);
+        }
+    }
+}
+
+// Adds to dw[k][row] for the groups [g0, g1); samples lie side by side, 32 a tile.  `packed` has room for 16 rows.
+OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const BFloat16* x, const BFloat16* g, int64_t tiles, float* packed, float* dw) {
+    for (int64_t group = g0; group < g1; ++group) {
+        const int64_t first = a.offsets[group], count = a.offsets[group + 1] - first;
+        if (count == 0) continue;
+        for (int64_t r = 0; r < a.height; r += 16) {
+            const int64_t n = least<int64_t>(16, a.height - r);
+            const int32_t* rows = a.rows + group * a.height + r;
+            if (n > 8) dot_rows<16>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
+            else if (n > 4) dot_rows<8>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
+            else if (n > 2) dot_rows<4>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
+            else if (n > 1) dot_rows<2>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
+            else dot_rows<1>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
+        }
+    }
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
