@@ -93,7 +93,7 @@ def _imported(backend: str) -> bool:
 
 def kept_bytes(cols: Tensor) -> int:
     """Bytes of index that backends keep beside the pattern with these columns, as long as it lives."""
-    loaded = [sys.modules[MODULES[name]] for name, there in _loaded.items() if there]
+    loaded = [sys.modules[module] for name, there in _loaded.items() if there for module in MODULES[name]]
     return sum(module.kept_bytes(cols) for module in loaded if hasattr(module, "kept_bytes"))
 
 
