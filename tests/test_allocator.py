@@ -144,4 +144,5 @@ print(cost(seen[2:]).bytes)
     setting = dict(pair.split("=") for pair in LINE.split()) if kept else {}
     done = subprocess.run([sys.executable, "-c", script], env=clean | setting, capture_output=True, text=True, check=True)
     found = int(done.stdout)
-    assert found < 2**20 if kept else found > 40 * 2**20
+    # The system may take some idle pages back by itself, so not nothing at all.
+    assert found < 16 * 2**20 if kept else found > 40 * 2**20
