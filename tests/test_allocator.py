@@ -129,20 +129,22 @@ def test_small_models_train_in_silence(unset):
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is one of glibc")
 @pytest.mark.parametrize("kept", [False, True], ids=["as it is", "with the line"])
 def test_the_system_is_read_right(kept):
-    """A block of 48 MB made and freed: its pages come in each time, and not with the line that is advised."""
+    """A block of 48 MB made and freed: its pages come in each time, and not with the line that is advised.
+
+    Small blocks may break up the first large ones that are freed, so only the last rounds count.
+    """
     script = """
 import torch
 from openwork.allocator import cost, usage
 size, seen = 48 * 2**18, []
-for _ in range(8):
+for _ in range(40):
     torch.empty(size).fill_(1.0)
     seen.append(usage())
-print(cost(seen[2:]).bytes)
+print(cost(seen[-8:]).bytes)
 """
     # Whatever this process was started with must not decide.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in ("GLIBC_TUNABLES", "LD_PRELOAD")}
     setting = dict(pair.split("=") for pair in LINE.split()) if kept else {}
     done = subprocess.run([sys.executable, "-c", script], env=clean | setting, capture_output=True, text=True, check=True)
     found = int(done.stdout)
-    # The system may take some idle pages back by itself, so not nothing at all.
-    assert found < 16 * 2**20 if kept else found > 40 * 2**20
+    assert found < 2**20 if kept else found > 40 * 2**20
