@@ -15,6 +15,8 @@ struct Stored {
     int64_t n_rows, n_columns, groups, height, stored;
 };
 
+constexpr int64_t kBatchLanes = 16;  // images or samples that lie side by side
+
 struct Image {
     int64_t batch, height, width;                        // of the convolution's input
     int64_t kernel_h, kernel_w, stride_h, stride_w;

@@ -1,6 +1,7 @@
 // Addresses come as integers, checked by openwork/compiled.py; no index inside what they point to is trusted.
 #include "bind_topology.hpp"
 
+#include "bind.hpp"
 #include "topology.hpp"
 
 #include <limits>
@@ -11,14 +12,7 @@ namespace openwork {
 
 namespace {
 
-using Address = uintptr_t;
-
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-
-template <typename T>
-T* at(Address address) { return reinterpret_cast<T*>(address); }
-
-int team(int threads) { return threads < 1 ? 1 : threads; }
 
 void check_sizes(int64_t n, int64_t m) {
     if (n < 0 || m < 0) throw nb::value_error("a size is negative");
@@ -27,10 +21,6 @@ void check_sizes(int64_t n, int64_t m) {
 void check_matrix(int64_t groups, int64_t width, int64_t stored) {
     if (groups < 0 || width < 1 || groups > kMost || width > kMost) throw nb::value_error("a size of the matrix is negative or too large");
     if (stored < 0 || stored > kMost) throw nb::value_error("the number of columns is negative or too large");
-}
-
-void check(Failure wrong) {
-    if (wrong != nullptr) throw nb::value_error(wrong);
 }
 
 // Runs without the interpreter's lock: nothing here touches a Python object.

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind.hpp"
 #include "bind_topology.hpp"
 #include "clusters.hpp"
 #include "dispatch.hpp"
@@ -21,18 +22,9 @@ using namespace openwork;
 
 namespace {
 
-using Address = uintptr_t;
-
-template <typename T>
-T* at(Address address) { return reinterpret_cast<T*>(address); }
-
 const Kernels& kernels() {
     static const Kernels& chosen = choose_kernels();
     return chosen;
-}
-
-void check(Failure wrong) {
-    if (wrong != nullptr) throw nb::value_error(wrong);
 }
 
 struct Weights {
@@ -87,8 +79,6 @@ using Affine = std::array<Address, 4>;  // weight, bias, running mean, running v
 Norm norm(const Affine& p, double momentum, double eps) {
     return {at<const float>(p[0]), at<const float>(p[1]), at<float>(p[2]), at<float>(p[3]), momentum, eps};
 }
-
-int team(int threads) { return threads < 1 ? 1 : threads; }
 
 }  // namespace
 

@@ -6,14 +6,12 @@
 namespace openwork {
 namespace {
 
-constexpr int64_t kLanesOfBatch = 16;
-
 // Calls f(numbers of a line's channel, its line's pairs) for every line.
 template <typename F>
 void each_line(const Shape& shape, const float* pairs, const F& f) {
-    const int64_t panels = (shape.batch + kLanesOfBatch - 1) / kLanesOfBatch;
+    const int64_t panels = (shape.batch + kBatchLanes - 1) / kBatchLanes;
     for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t lanes = panel + 1 < panels ? kLanesOfBatch : shape.batch - panel * kLanesOfBatch;
+        const int64_t lanes = panel + 1 < panels ? kBatchLanes : shape.batch - panel * kBatchLanes;
         for (int64_t h = 0; h < shape.height; ++h, pairs += 2 * shape.channels) f(static_cast<double>(lanes * shape.width), pairs);
     }
 }

@@ -43,18 +43,7 @@ OW_INLINE void cut_tile(const Lowered& a, const Cuts& cuts, int64_t w, const flo
     const int32_t* end = begin + a.groups;
     for (int64_t g = 0; g < a.groups; ++g) {
         if (a.rows[g] < 0) continue;
-        float* to = out + a.rows[g];
-        Vec acc[NV];
-        OW_UNROLL
-        for (int v = 0; v < NV; ++v) acc[v] = w == 0 ? broadcast(a.bias[g]) : load(to + kLanes * v);
-        for (int32_t k = begin[g]; k < end[g]; ++k) {
-            const float* from = in + a.columns[k];
-            const Vec value = broadcast(a.values[k]);
-            OW_UNROLL
-            for (int v = 0; v < NV; ++v) acc[v] += value * load(from + kLanes * v);
-        }
-        OW_UNROLL
-        for (int v = 0; v < NV; ++v) store(to + kLanes * v, acc[v]);
+        add_columns<NV>(in, a.columns, a.values, begin[g], end[g], w == 0, a.bias[g], out + a.rows[g]);
     }
 }
 

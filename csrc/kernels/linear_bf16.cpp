@@ -203,8 +203,12 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    if (Failure wrong = lower(m, {kTile, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
-    if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+    if (dx != nullptr) {
+        if (Failure wrong = lower(m, {kTile, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
+    }
+    if (dw != nullptr) {
+        if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+    }
     b.for_dx = &for_dx, b.for_dw = &for_dw;
     b.g_panel = memory.take<BFloat16>(outputs * stride);
     if (dw != nullptr) b.x_panel = memory.take<BFloat16>(inputs * stride);

@@ -1,12 +1,11 @@
 // Between PyTorch's layouts and the kernels': 16 rows of contiguous floats become 16 lanes of one place each.
 #pragma once
 
+#include "../api.hpp"
 #include "vec.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
-
-constexpr int64_t kBatchLanes = 16;
 
 // Sixteen places of sixteen lanes; lanes from `lanes` on read as 0.
 OW_INLINE void pack_block(const float* from, int64_t lane_stride, int64_t lanes, const int32_t* at, float* to) {

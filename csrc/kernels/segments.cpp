@@ -3,6 +3,7 @@
 #include "../segments.hpp"
 #include "panels.hpp"
 #include "segments.hpp"
+#include "tiles.hpp"
 
 #include <limits>
 
@@ -27,23 +28,8 @@ template <int NV>
 OW_INLINE void rows_tile(const Cut& c, int64_t w, int64_t r0, int64_t r1, const float* in, float* out, int64_t stride) {
     const int32_t* offsets = c.offsets + w * c.n_rows;
     for (int64_t r = r0; r < r1; ++r) {
-        float* to = out + r * stride;
-        Vec acc[NV];
-        if (w == 0) {
-            OW_UNROLL
-            for (int v = 0; v < NV; ++v) acc[v] = broadcast(c.bias == nullptr ? 0.0f : c.bias[r]);
-        } else {
-            OW_UNROLL
-            for (int v = 0; v < NV; ++v) acc[v] = load(to + kLanes * v);
-        }
-        for (int64_t k = offsets[r]; k < offsets[r + 1]; ++k) {
-            const float* from = in + c.columns[k];
-            const float value = c.values[k];
-            OW_UNROLL
-            for (int v = 0; v < NV; ++v) acc[v] += value * load(from + kLanes * v);
-        }
-        OW_UNROLL
-        for (int v = 0; v < NV; ++v) store(to + kLanes * v, acc[v]);
+        const float bias = c.bias == nullptr ? 0.0f : c.bias[r];
+        add_columns<NV>(in, c.columns, c.values, offsets[r], offsets[r + 1], w == 0, bias, out + r * stride);
     }
 }
 

@@ -40,6 +40,23 @@ OW_INLINE void gather_tile(const float* in, const int32_t* columns, const float*
     }
 }
 
+// The columns [begin, end) of a single row, added to out where they are not its first.
+template <int NV>
+OW_INLINE void add_columns(const float* in, const int32_t* columns, const float* values, int32_t begin, int32_t end, bool first, float bias,
+                           float* out) {
+    Vec acc[NV];
+    OW_UNROLL
+    for (int v = 0; v < NV; ++v) acc[v] = first ? broadcast(bias) : load(out + kLanes * v);
+    for (int32_t k = begin; k < end; ++k) {
+        const float* from = in + columns[k];
+        const Vec value = broadcast(values[k]);
+        OW_UNROLL
+        for (int v = 0; v < NV; ++v) acc[v] += value * load(from + kLanes * v);
+    }
+    OW_UNROLL
+    for (int v = 0; v < NV; ++v) store(out + kLanes * v, acc[v]);
+}
+
 // input gradient: in[column k] += sum_row w[k][row] * out[row]
 
 template <int MR, int NV>

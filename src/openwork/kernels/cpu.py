@@ -122,26 +122,40 @@ def conv2d_backward(
     g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
     dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
-    scattered = dx
-    if values is not None and dx is not None and gathers(pattern, window):
-        flipped = geometry((g.shape[2], g.shape[3]), mirrored(window))
-        turned_weight = turned(pattern, values, window.taps)
-        for part in _parts(len(g)):
-            native.conv_forward(
-                nchw(g[part]), (dx[part].data_ptr(), 0, 0), 0, len(g[part]), *flipped, *turned_weight, threads()
-            )
-        scattered = None
-    if scattered is None and dvalues is None:
-        return dx, None
-    matrix, total = stored(pattern, values), None
+    total = dvalues
     for part in _parts(len(g)):
-        native.conv_backward(
-            nchw(g[part]), nchw(_part(x, part)), (address(_part(scattered, part)), 0, 0), address(dvalues),
-            len(g[part]), *geometry(input_size, window), *matrix, threads(),
-        )  # fmt: skip
-        if dvalues is not None:
-            total = dvalues.clone() if total is None else total.add_(dvalues)
+        own = dvalues if dvalues is None or not part.start else torch.empty_like(dvalues)
+        to = (address(_part(dx, part)), 0, 0)
+        conv2d_gradients(nchw(g[part]), nchw(_part(x, part)), len(g[part]), values, pattern, window, input_size, to, own)
+        if total is not None and own is not None and own is not total:
+            total += own
     return dx, total
+
+
+def conv2d_gradients(
+    g: tuple[int, ...], x: tuple[int, ...], batch: int, values: Tensor | None, pattern: Pattern, window: Window,
+    input_size: Pair, dx: tuple[int, int, int], dvalues: Tensor | None,
+) -> None:  # fmt: skip
+    """Both gradients of a convolution, of activations and to places as the native module takes them.
+
+    Args:
+        g: the output gradient.
+        x: the input; not read without ``dvalues``.
+        batch: images.
+        values: ``[K, h]``; without them ``dx`` is not written.
+        pattern: where they stand.
+        window: of the convolution.
+        input_size: height and width of the input.
+        dx: where the input gradient goes.
+        dvalues: ``[K, h]`` or None.
+    """
+    if values is not None and gathers(pattern, window):
+        flipped = geometry(window.output_size(*input_size), mirrored(window))
+        native.conv_forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), threads())
+        dx = (0, 0, 0)
+    if any(dx) or dvalues is not None:
+        size = geometry(input_size, window)
+        native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
 
 
 def _part(tensor: Tensor | None, part: slice) -> Tensor | None:

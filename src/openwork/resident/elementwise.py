@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openwork.resident import native
 from openwork.resident.formula import Formula
-from openwork.resident.tensor import Content, ResidentTensor, handles, is_resident, wrap
+from openwork.resident.tensor import Content, ResidentTensor, content_of, handles, is_resident, wrap
 
 aten = torch.ops.aten
 
@@ -66,7 +66,7 @@ def _relu_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     g, result, threshold = args
     if threshold != 0 or not is_resident(result):
         return NotImplemented
-    g_content = _content(g, result.content)
+    g_content = content_of(g, result.content)
     # What ReLU returned, or, with nn.Threshold, took: positive where it lets the gradient through.
     z = result.content.formula()
     if z.is_line and (z.a is not None or z.shift is not None):
@@ -94,7 +94,7 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not is_resident(one) and not is_resident(other):
         return NotImplemented
     known = one.content if is_resident(one) else other.content  # type: ignore[attr-defined]
-    return _put(func, one, added(_content(one, known), _content(other, known)), known)
+    return _put(func, one, added(content_of(one, known), content_of(other, known)), known)
 
 
 def added(one: Content, other: Content) -> Formula:
@@ -115,11 +115,6 @@ def added(one: Content, other: Content) -> Formula:
 
 def _is_term(formula: Formula) -> bool:
     return formula.y is None and formula.keep is None and not formula.relu
-
-
-def _content(tensor: Tensor, known: Content) -> Content:
-    """That of a resident tensor; that of a plain one is made, which counts as a conversion."""
-    return tensor.content if isinstance(tensor, ResidentTensor) else Content(tensor, known.conversions)
 
 
 def _put(func: Any, tensor: Tensor, formula: Formula, known: Content | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import openwork._native as native
-from openwork.kernels.cpu import address, gathers, geometry, mirrored, nchw, stored, threads, turned
+from openwork.kernels.cpu import address, conv2d_gradients, geometry, nchw, stored, threads
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 from openwork.resident.formula import Formula, Size, blocked_shape, size_of
@@ -125,21 +125,12 @@ def conv2d_backward(
     plain: bool,
 ) -> tuple[Activation | None, Tensor | None]:
     """Gradients of the input, NCHW if ``plain``, and of the stored values; either where its other factor is given."""
-    batch, _, *image = size_of(g)
+    batch = size_of(g)[0]
     size = (batch, pattern.shape[1] // window.taps, *input_size)
     dx = None if values is None else torch.empty(size if plain else blocked_shape(size))
     to = (address(dx), 0, 0) if plain else (0, address(dx), 0)
     dvalues = None if x is None else torch.empty(pattern.value_shape)
-    scattered = to
-    if values is not None and gathers(pattern, window):
-        flipped = geometry((image[0], image[1]), mirrored(window))
-        native.conv_forward(parts(g), to, 0, batch, *flipped, *turned(pattern, values, window.taps), threads())
-        scattered = (0, 0, 0)
-    if any(scattered) or dvalues is not None:
-        native.conv_backward(
-            parts(g), parts(x), scattered, address(dvalues), batch,
-            *geometry(input_size, window), *stored(pattern, values), threads(),
-        )  # fmt: skip
+    conv2d_gradients(parts(g), parts(x), batch, values, pattern, window, input_size, to, dvalues)
     return dx if plain or dx is None else Formula(size, dx), dvalues
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openwork.resident import native
 from openwork.resident.formula import Formula
-from openwork.resident.tensor import Content, ResidentTensor, handles, is_resident, wrap
+from openwork.resident.tensor import Content, ResidentTensor, content_of, handles, is_resident, wrap
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ def _backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not training:
         line = native.norm_forward(numbers.size, None, (None, None), (running_mean, running_var), 0.0, eps)
         mean, inverse = line.mean, line.inverse
-    content = g.content if isinstance(g, ResidentTensor) else Content(g, x.content.conversions)
+    content = content_of(g, x.content)
     gradient = content.formula()
     if not _reads_only(gradient, numbers.x):
         gradient = content.numbers()

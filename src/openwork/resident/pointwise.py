@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from openwork.kernels.window import LANES
-from openwork.resident import native
 from openwork.resident.formula import Formula, Size
-from openwork.resident.tensor import GENERAL, ResidentTensor, handles, is_resident, wrap
+from openwork.resident.tensor import GENERAL, ResidentTensor, content_of, handles, is_resident, wrap
 
 aten = torch.ops.aten
 
@@ -35,13 +34,10 @@ def _pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return NotImplemented
 
     def blocked(tensor: Tensor) -> Tensor:
-        if isinstance(tensor, ResidentTensor):
-            found = tensor.content.numbers().x
-            return found.clone() if writes and tensor is first else found
-        if tuple(tensor.shape) == size:
-            first.content.conversions["from NCHW"] += 1
-            return native.numbers(tensor.contiguous())[0].x
-        return _beside(tensor, size)
+        if tuple(tensor.shape) != size:
+            return _beside(tensor, size)
+        found = content_of(tensor, first.content).numbers().x
+        return found.clone() if writes and tensor is first else found
 
     result = func(*tree_map_only(Tensor, blocked, args))
     if not isinstance(result, Tensor) or result.dtype != torch.float32:

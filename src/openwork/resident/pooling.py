@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from openwork.kernels.window import Window
 from openwork.resident import native
 from openwork.resident.formula import Formula, Size
-from openwork.resident.tensor import CPU, Content, ResidentTensor, handles, is_resident, wrap
+from openwork.resident.tensor import CPU, ResidentTensor, content_of, handles, is_resident, wrap
 
 aten = torch.ops.aten
 
@@ -112,8 +112,8 @@ def _max_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     g, x, *_, found = args
     if not isinstance(found, ResidentTaps) or not isinstance(x, ResidentTensor):
         return NotImplemented
-    content = g.content if isinstance(g, ResidentTensor) else Content(g, x.content.conversions)
-    return wrap(native.max_pool_backward(content.formula(), found.taps, found.pool.window, found.pool.size), x.content)
+    gradient = content_of(g, x.content).formula()
+    return wrap(native.max_pool_backward(gradient, found.taps, found.pool.window, found.pool.size), x.content)
 
 
 @handles(aten.avg_pool2d.default)
@@ -132,9 +132,9 @@ def _average(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _average_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     g = args[0]
     x, pool, share = _average_pool(args[1], args[2:], kwargs)
-    gradient = None if pool is None else _blocked(g, x)
-    if pool is None or gradient is None:
+    if pool is None:
         return NotImplemented
+    gradient = content_of(g, x.content).numbers().x
     shared = gradient * share
     dx = gradient.new_zeros(_padded_shape(gradient, pool))
     for view in pool.taps(dx):
@@ -153,16 +153,6 @@ def _average_pool(x: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
 def _padded_shape(gradient: Tensor, pool: _Pool) -> tuple[int, ...]:
     (high, wide), (_, channels, height, width) = pool.window.padding, pool.size
     return gradient.shape[0], height + 2 * high, channels, width + 2 * wide, gradient.shape[-1]
-
-
-def _blocked(g: Any, x: ResidentTensor) -> Tensor | None:
-    """The blocked numbers of an output gradient."""
-    if is_resident(g):
-        return g.content.numbers().x
-    if isinstance(g, ResidentTensor) or type(g) is not Tensor:
-        return None
-    x.content.conversions["from NCHW"] += 1
-    return native.numbers(g.contiguous())[0].x
 
 
 def _listed(value: Any) -> list[int]:

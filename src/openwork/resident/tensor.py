@@ -211,6 +211,11 @@ def wrap(formula: Formula, like: Content, moments: Tensor | None = None) -> Resi
     return ResidentTensor(Content(formula, like.conversions, moments))
 
 
+def content_of(tensor: Tensor, known: Content) -> Content:
+    """That of a resident tensor; that of a plain one is made, and counts its conversion where ``known`` does."""
+    return tensor.content if isinstance(tensor, ResidentTensor) else Content(tensor, known.conversions)
+
+
 def is_resident(tensor: Any) -> TypeGuard[ResidentTensor]:
     """Whether it is a resident tensor that has not become NCHW."""
     return isinstance(tensor, ResidentTensor) and isinstance(tensor.content.held, Formula)
