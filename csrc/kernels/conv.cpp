@@ -29,8 +29,7 @@ struct Plan {
     SlabShape in, out;
 };
 
-// Vectors that are computed between two fetches of what is read next: a tile's.
-int64_t piece_of(const Stored& m) { return m.height >= 8 ? 2 : m.height >= 4 ? 4 : 8; }
+int64_t piece_of(const Stored& m) { return tiles_of(m.height).piece; }
 
 // The lanes of blocked activations are given: they have 16.
 Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
@@ -191,7 +190,7 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
         LinesAhead ahead(b.out, b.g, panel, h, b.block);
         for (int64_t i = 0; i < count; ++i) {
             for (int64_t v = 0; v < b.vectors; v += b.piece) {
-                ahead.fetch(i * b.vectors + v, count * b.vectors);
+                ahead.fetch(i * b.vectors + least(v + b.piece, b.vectors) - 1, count * b.vectors);
                 const int64_t at = v * kLanes, vectors = least(b.piece, b.vectors - v);
                 product<Scatter>(*b.a, 0, b.a->groups, dx.line(b.in, first + i * stride) + at, g + i * b.out.line + at, vectors, 1);
             }

@@ -47,14 +47,17 @@ OW_INLINE void cut_tile(const Lowered& a, const Cuts& cuts, int64_t w, const flo
     }
 }
 
-[[maybe_unused]] static void cut_product(const Lowered& a, const Cuts& cuts, const float* in, float* out, int64_t vectors) {
-    for (int64_t w = 0; w < cuts.windows; ++w) {
-        int64_t v = 0;
-        for (; v + 8 <= vectors; v += 8) cut_tile<8>(a, cuts, w, in + v * kLanes, out + v * kLanes);
-        for (; v + 4 <= vectors; v += 4) cut_tile<4>(a, cuts, w, in + v * kLanes, out + v * kLanes);
-        for (; v + 2 <= vectors; v += 2) cut_tile<2>(a, cuts, w, in + v * kLanes, out + v * kLanes);
-        for (; v < vectors; ++v) cut_tile<1>(a, cuts, w, in + v * kLanes, out + v * kLanes);
+template <int NV>
+void cut_strip(const Lowered& a, const Cuts& cuts, int64_t w, const float* in, float* out, int64_t vectors) {
+    int64_t v = 0;
+    for (; v + NV <= vectors; v += NV) cut_tile<NV>(a, cuts, w, in + v * kLanes, out + v * kLanes);
+    if constexpr (NV > 1) {
+        if (v < vectors) cut_strip<narrower(NV)>(a, cuts, w, in + v * kLanes, out + v * kLanes, vectors - v);
     }
+}
+
+[[maybe_unused]] static void cut_product(const Lowered& a, const Cuts& cuts, const float* in, float* out, int64_t vectors) {
+    for (int64_t w = 0; w < cuts.windows; ++w) cut_strip<tiles_of(1).gather.vectors>(a, cuts, w, in, out, vectors);
 }
 
 }  // namespace OPENWORK_ISA_NAMESPACE

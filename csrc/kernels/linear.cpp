@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t kChunk = 256;          // samples whose gradients are taken together, for each four threads
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
-constexpr int64_t kTilesPerGroup = 4;    // tiles that share one pass over a group's weights
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
 // The group at which share `part` of `parts` begins, by stored columns.

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../lower.hpp"
-#include "vec.hpp"
+#include "tile_table.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
@@ -86,6 +86,7 @@ OW_INLINE void scatter_tile(float* in, const int32_t* columns, const float* w, i
 struct Gather {
     using In = const float;
     using Out = float;
+    static constexpr Tile Tiles::*kShape = &Tiles::gather;
     template <int MR, int NV>
     OW_INLINE void tile(const float* in, const int32_t* c, const float* w, int64_t h, int64_t n, float* out, const int32_t* r, const float* b) {
         gather_tile<MR, NV>(in, c, w, h, n, out, r, b);
@@ -95,6 +96,7 @@ struct Gather {
 struct Scatter {
     using In = float;
     using Out = const float;
+    static constexpr Tile Tiles::*kShape = &Tiles::scatter;
     template <int MR, int NV>
     OW_INLINE void tile(float* in, const int32_t* c, const float* w, int64_t h, int64_t n, const float* out, const int32_t* r, const float* b) {
         scatter_tile<MR, NV>(in, c, w, h, n, out, r, b);
@@ -117,9 +119,6 @@ OW_INLINE void group_tile(const Lowered& a, int64_t g, typename Op::In* in, type
         return;
     }
     for (; r + MR <= h; r += MR) Op::template tile<MR, NV>(in, columns, w + r, h, count, out, rows + r, bias + r);
-    if constexpr (MR > 8) {
-        if (r + 8 <= h) { Op::template tile<8, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 8; }
-    }
     if constexpr (MR > 4) {
         if (r + 4 <= h) { Op::template tile<4, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 4; }
     }
@@ -134,34 +133,29 @@ OW_INLINE void group_tile(const Lowered& a, int64_t g, typename Op::In* in, type
 // Groups [g0, g1) against `vectors` vectors; `block` neighbouring tiles share one pass over a group's weights.
 template <typename Op, int MR, int NV>
 void strip(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors, int64_t block) {
-    int64_t v = 0;
-    while (v + NV <= vectors) {
-        const int64_t stop = least(v + block * NV, vectors - vectors % NV);
+    int64_t v = 0, whole = vectors - vectors % NV;
+    // A tile of one vector takes as long as one of two: 3 + 1 go as 2 + 2.
+    if (NV == 3 && vectors % NV == 1 && whole > 0) whole -= NV;
+    while (v < whole) {
+        const int64_t stop = least(v + block * NV, whole);
         for (int64_t g = g0; g < g1; ++g) {
             for (int64_t t = v; t < stop; t += NV) group_tile<Op, MR, NV>(a, g, in + t * kLanes, out + t * kLanes);
         }
         v = stop;
     }
-    if constexpr (NV == 4) {
-        if (vectors - v == 3) return strip<Op, MR, 3>(a, g0, g1, in + v * kLanes, out + v * kLanes, 3, block);
-    }
     if constexpr (NV > 1) {
-        if (v < vectors) strip<Op, MR, NV / 2>(a, g0, g1, in + v * kLanes, out + v * kLanes, vectors - v, block);
+        if (v < vectors) strip<Op, MR, narrower(NV)>(a, g0, g1, in + v * kLanes, out + v * kLanes, vectors - v, block);
     }
 }
 
-// The register tiles, by height.  With 32 registers: 8 x 2, 4 x 4, 1 x 8; with 16: 4 x 2, 2 x 4, 1 x 8.
-template <typename Op>
+// In the tiles that the table has for this height, of which those before entry I are for higher groups.
+template <typename Op, int I = 0>
 void product(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors, int64_t block) {
-    if constexpr (kLanes == 16) {
-        if (a.height >= 8) return strip<Op, 8, 2>(a, g0, g1, in, out, vectors, block);
-        if (a.height >= 4) return strip<Op, 4, 4>(a, g0, g1, in, out, vectors, block);
-        return strip<Op, 2, 8>(a, g0, g1, in, out, vectors, block);
-    } else {
-        if (a.height >= 4) return strip<Op, 4, 2>(a, g0, g1, in, out, vectors, block);
-        if (a.height >= 2) return strip<Op, 2, 4>(a, g0, g1, in, out, vectors, block);
-        return strip<Op, 1, 8>(a, g0, g1, in, out, vectors, block);
+    if constexpr (I + 1 < kHeights) {
+        if (a.height < kTiles[I].height) return product<Op, I + 1>(a, g0, g1, in, out, vectors, block);
     }
+    constexpr Tile kTile = kTiles[I].*Op::kShape;
+    strip<Op, kTile.rows, kTile.vectors>(a, g0, g1, in, out, vectors, block);
 }
 
 // Sets the rows that are in no group to their bias.
@@ -182,9 +176,9 @@ struct Places {
 
 // U vectors of a strip at a time, from vector `v` on while they last.  A single row has more columns than there are registers for
 // addresses, so each address must serve several vectors.
-template <int MR, int U>
-OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&column)[kLanes / MR], const int32_t* rows, int64_t& v,
-                         int64_t vectors, Vec (&acc)[kLanes]) {
+template <int MR, int KT, int U>
+OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&column)[KT], const int32_t* rows, int64_t& v,
+                         int64_t vectors, Vec (&acc)[MR * KT]) {
     for (; v + U <= vectors; v += U) {
         const float* x = in + v * kLanes;
         const float* g = out + v * kLanes;
@@ -195,7 +189,7 @@ OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&colu
             for (int u = 0; u < U; ++u) rowv[m][u] = load(g + rows[m] + u * kLanes);
         }
         OW_UNROLL
-        for (int j = 0; j < kLanes / MR; ++j) {
+        for (int j = 0; j < KT; ++j) {
             const float* from = x + column[j];
             OW_UNROLL
             for (int u = 0; u < U; ++u) {
@@ -207,57 +201,59 @@ OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&colu
     }
 }
 
-// MR rows x KT columns, MR * KT = kLanes: as many accumulators as one vector holds sums.
-template <int MR>
+// MR rows x KT columns, whose sums are taken in fours.
+template <int MR, int KT>
 OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
                         float* dw, int64_t height) {
-    constexpr int KT = kLanes / MR;
-    Vec acc[kLanes];
+    static_assert(MR * KT % 4 == 0 && 4 % MR == 0 && (MR == 1 || kDotColumns % KT == 0));
+    Vec acc[MR * KT];
     int32_t column[KT];
     OW_UNROLL
-    for (int i = 0; i < kLanes; ++i) acc[i] = Vec{};
+    for (int i = 0; i < MR * KT; ++i) acc[i] = Vec{};
     OW_UNROLL
     for (int j = 0; j < KT; ++j) column[j] = columns[least<int64_t>(j, count - 1)];
     for (int64_t line = 0; line < p.lines; ++line) {
         const float* x = in + line * p.in_line;
         const float* g = out + line * p.out_line;
         int64_t v = 0;
-        if constexpr (MR == 1 && kLanes == 16) dot_steps<MR, 8>(x, g, column, rows, v, p.vectors, acc);
-        if constexpr (MR == 1) dot_steps<MR, 4>(x, g, column, rows, v, p.vectors, acc);
-        dot_steps<MR, 1>(x, g, column, rows, v, p.vectors, acc);
+        if constexpr (MR == 1 && kDotTiles.vectors_of_one > 4) dot_steps<MR, KT, kDotTiles.vectors_of_one>(x, g, column, rows, v, p.vectors, acc);
+        if constexpr (MR == 1) dot_steps<MR, KT, 4>(x, g, column, rows, v, p.vectors, acc);
+        dot_steps<MR, KT, 1>(x, g, column, rows, v, p.vectors, acc);
     }
-    alignas(64) float total[kLanes];
-    store(total, sums(acc));
-    for (int64_t j = 0; j < least<int64_t>(KT, count); ++j) {
-        float* to = dw + j * height;
-        if constexpr (MR == 4) {
+    OW_UNROLL
+    for (int i = 0; i < MR * KT; i += 4) {
+        const Quad four = quad_sums(acc + i);
+        float* to = dw + i / MR * height;
+        if ((MR == 4 && i / 4 < count) || (height == MR && (i + 4) / MR <= count)) {
             QuadInMemory* quad = reinterpret_cast<QuadInMemory*>(to);
-            *quad = *quad + *reinterpret_cast<Quad*>(total + 4 * j);
-        } else {
+            *quad = *quad + four;
+        } else if (MR < 4) {
             OW_UNROLL
-            for (int m = 0; m < MR; ++m) to[m] += total[j * MR + m];
+            for (int m = 0; m < 4; ++m) {
+                if ((i + m) / MR < count) to[m / MR * height + m % MR] += four[m];
+            }
         }
     }
 }
 
-// Rows [r0, r1) of one group against its columns [k, k + kLanes).
+// Rows [r0, r1) of one group against `count` columns.
 OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count, const int32_t* rows, int64_t r0, int64_t r1,
                         const float* in, const float* out, const Places& p, float* dw) {
     int64_t r = r0;
     for (; r + 4 <= r1; r += 4) {
-        for (int64_t k = 0; k < count; k += kLanes / 4) {
-            dot_tile<4>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
+        for (int64_t k = 0; k < count; k += kDotTiles.of_four) {
+            dot_tile<4, kDotTiles.of_four>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
         }
     }
     if (r + 2 <= r1) {
-        for (int64_t k = 0; k < count; k += kLanes / 2) {
-            dot_tile<2>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
+        for (int64_t k = 0; k < count; k += kDotTiles.of_two) {
+            dot_tile<2, kDotTiles.of_two>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
         }
         r += 2;
     }
     if (r < r1) {
-        for (int64_t k = 0; k < count; k += kLanes) {
-            dot_tile<1>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
+        for (int64_t k = 0; k < count; k += kDotTiles.of_one) {
+            dot_tile<1, kDotTiles.of_one>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
         }
     }
 }
@@ -272,10 +268,10 @@ OW_INLINE void dot_group(const Lowered& a, int64_t g, int64_t k0, int64_t k1, co
         }
         return;
     }
-    // Sixteen rows' strips and a few columns' fit L1 together.
+    const int64_t block = h < 4 ? k1 - k0 : kDotColumns;  // fewer rows use no column again
     for (int64_t r = 0; r < h; r += 16) {
-        for (int64_t k = k0; k < k1; k += kLanes) {
-            dot_rows(a, a.columns + k, least<int64_t>(kLanes, k1 - k), rows, r, least(r + 16, h), in, out, p, dw + k * h);
+        for (int64_t k = k0; k < k1; k += block) {
+            dot_rows(a, a.columns + k, least(block, k1 - k), rows, r, least(r + 16, h), in, out, p, dw + k * h);
         }
     }
 }

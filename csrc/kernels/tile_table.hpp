@@ -1,0 +1,53 @@
+// How large the register tiles are, by the registers that there are and the height of the row groups.
+#pragma once
+
+#include "vec.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+struct Tile {
+    int rows, vectors;
+};
+
+struct Tiles {
+    int64_t height;  // of a group at least
+    Tile gather, scatter;
+    int64_t piece;   // vectors of a convolution's line that are computed between two fetches of what is read next: a few tiles
+};
+
+// Columns that are multiplied with four rows, with two or with one at a time, and vectors of a single row that registers hold meanwhile.
+struct DotTiles {
+    int of_four, of_two, of_one, vectors_of_one;
+};
+
+// As many sums as leave room for what they are made of, and never fewer than eight: two additions begin in every cycle and each takes
+// four.
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
+constexpr Tiles kTiles[] = {{8, {8, 3}, {8, 3}, 6}, {4, {4, 4}, {4, 4}, 4}, {1, {2, 8}, {2, 8}, 8}};
+constexpr DotTiles kDotTiles{6, 8, 16, 8};
+#else  // 16
+#ifdef __FMA__
+constexpr Tile kGathered{4, 3};
+#else
+constexpr Tile kGathered{4, 2};  // a product takes a register before it is added
+#endif
+constexpr Tiles kTiles[] = {{4, kGathered, {4, 3}, 6}, {2, {2, 4}, {2, 4}, 4}, {1, {1, 12}, {1, 6}, 12}};
+constexpr DotTiles kDotTiles{3, 6, 8, 4};
+#endif
+
+constexpr int kHeights = sizeof kTiles / sizeof kTiles[0];
+constexpr int64_t kTilesPerGroup = 4;  // of a linear layer's panel that share one pass over a group's weights
+constexpr int64_t kDotColumns = 24;    // whole tiles, whose strips and those of sixteen rows stay in L1 or nearly so
+
+constexpr const Tiles& tiles_of(int64_t height) {
+    int i = 0;
+    while (i + 1 < kHeights && height < kTiles[i].height) ++i;
+    return kTiles[i];
+}
+
+// What is left of a strip after its whole tiles is computed in tiles of this width.
+constexpr int narrower(int vectors) { return vectors > 4 ? vectors / 2 : vectors - 1; }
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
