@@ -24,7 +24,12 @@ struct DotTiles {
 // As many sums as leave room for what they are made of, and never fewer than eight: two additions begin in every cycle and each takes
 // four.
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
-constexpr Tiles kTiles[] = {{8, {8, 3}, {8, 3}, 6}, {4, {4, 4}, {4, 4}, 4}, {1, {2, 8}, {2, 8}, 8}};
+#ifdef __AVX512F__
+constexpr Tile kHigh{8, 3};
+#else
+constexpr Tile kHigh{8, 2};  // the weights of eight rows take a register each
+#endif
+constexpr Tiles kTiles[] = {{8, kHigh, kHigh, 6}, {4, {4, 4}, {4, 4}, 4}, {1, {2, 8}, {2, 8}, 8}};
 constexpr DotTiles kDotTiles{6, 8, 16, 8};
 #else  // 16
 #ifdef __FMA__
