@@ -29,8 +29,6 @@ struct Plan {
     SlabShape in, out;
 };
 
-int64_t piece_of(const Stored& m) { return tiles_of(m.height).piece; }
-
 // The lanes of blocked activations are given: they have 16.
 Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
     Plan p;
@@ -117,7 +115,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
     const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
     const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
-    const int64_t reach = least(p.vectors, piece_of(m)) * kLanes / p.lanes + image.span_w() - 1;
+    const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes);
     Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + cut_bytes(m, windows) +
                     threads * floats * 4 + 1024);
@@ -125,7 +123,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     Memory memory{scratch.data()};
     Lowered a;
     Forward f{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.vectors, p.out_height, out_lines,
-              piece_of(m), {nullptr, 1}};
+              piece_of(m.height, p.vectors), {nullptr, 1}};
     const Addressing at{f.in.channel, image.taps(), tap_offsets(image, p.in, memory), f.out.channel};
     if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     if (windows > 1) f.cuts = cut_columns(m, image.taps(), windows, memory.take<int32_t>((windows + 1) * m.groups), threads);
@@ -226,7 +224,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     Memory memory{scratch.data()};
     Lowered a;
     Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, dot_lines,
-               piece_of(m)};
+               piece_of(m.height, p.vectors)};
     const Addressing at{b.in.channel, image.taps(), tap_offsets(image, p.in, memory), b.out.channel};
     if (Failure wrong = lower(m, at, nullptr, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     float* buffers = memory.take<float>(threads * floats);

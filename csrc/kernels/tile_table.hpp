@@ -13,7 +13,7 @@ struct Tile {
 struct Tiles {
     int64_t height;  // of a group at least
     Tile gather, scatter;
-    int64_t piece;   // vectors of a convolution's line that are computed between two fetches of what is read next: a few tiles
+    int64_t piece;   // vectors of a convolution's line that are computed between two fetches of what is read next: a few tiles at most
 };
 
 // Columns that are multiplied with four rows, with two or with one at a time, and vectors of a single row that registers hold meanwhile.
@@ -51,8 +51,14 @@ constexpr const Tiles& tiles_of(int64_t height) {
     return kTiles[i];
 }
 
+// Single rows have one tile a piece: a short line is cut evenly, 16 vectors not into 12 and 4.
+OW_INLINE int64_t piece_of(int64_t height, int64_t vectors) {
+    const int64_t piece = tiles_of(height).piece, pieces = most<int64_t>(1, (vectors + piece - 1) / piece);
+    return height > 1 ? piece : least(piece, up((vectors + pieces - 1) / pieces, 4));
+}
+
 // What is left of a strip after its whole tiles is computed in tiles of this width.
-constexpr int narrower(int vectors) { return vectors > 4 ? vectors / 2 : vectors - 1; }
+constexpr int narrower(int vectors) { return vectors > 8 ? 8 : vectors > 4 ? 4 : vectors - 1; }
 
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork
