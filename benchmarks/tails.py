@@ -44,9 +44,7 @@ def measure(layer: Linear | Conv, sparsity: float, repeats: int) -> list[tuple[A
     return rows
 
 
-def step(
-    layer: Linear | Conv, x: torch.Tensor, g: torch.Tensor, values: torch.Tensor, pattern: Any
-) -> Callable[[], Any]:
+def step(layer: Linear | Conv, x: torch.Tensor, g: torch.Tensor, values: torch.Tensor, pattern: Any) -> Callable[[], Any]:
     """Forward, input gradient and weight gradient."""
     return lambda: torch.autograd.grad(layer.sparse(x, values, pattern), (x, values), g)
 

@@ -15,6 +15,15 @@ struct Stored {
     int64_t n_rows, n_columns, groups, height, stored;
 };
 
+// A matrix of height 1 that cut() has cut into windows of columns (segments.hpp).  It is trusted no more than the pattern itself.
+struct Segments {
+    const float* values;       // non-zero k's is values[order[k]]
+    const int32_t* order;      // [stored]
+    const int32_t* offsets;    // [windows * n_rows + 1]
+    const uint16_t* columns;   // [stored]
+    int64_t n_rows, n_columns, stored;
+};
+
 constexpr int64_t kBatchLanes = 16;  // images or samples that lie side by side
 
 struct Image {
@@ -97,8 +106,10 @@ struct Kernels {
     Failure (*linear_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
     // A null dx or dw is not computed; dw needs x.
     Failure (*linear_backward)(const Stored&, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads);
-    // A matrix of height 1 that cut() has cut into windows of columns.
-    Failure (*segments_forward)(const Stored&, const float* x, const float* bias, float* y, int64_t batch, int threads);
+    Failure (*segments_forward)(const Segments&, const float* x, const float* bias, float* y, int64_t batch, int threads);
+    // A null dx or dw is not computed; dw needs x and the weight, dx its transposition.
+    Failure (*segments_backward)(const Segments& weight, const Segments& turned, const float* g, const float* x, float* dx, float* dw,
+                                 int64_t batch, int threads);
     Failure (*conv_forward)(const Stored&, const Image&, const Activation& x, const float* bias, const Result& y, int threads);
     // A dx or dw that is not given is not computed; dw needs x.
     Failure (*conv_backward)(const Stored&, const Image&, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads);

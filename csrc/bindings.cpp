@@ -40,6 +40,13 @@ struct Weights {
     }
 };
 
+using Cutting = std::array<Address, 7>;  // values, order, offsets, columns; rows, columns, non-zeros
+
+Segments segments(const Cutting& p) {
+    return {at<const float>(p[0]), at<const int32_t>(p[1]), at<const int32_t>(p[2]), at<const uint16_t>(p[3]), static_cast<int64_t>(p[4]),
+            static_cast<int64_t>(p[5]), static_cast<int64_t>(p[6])};
+}
+
 Image image(int64_t batch, int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw) {
     const Image shape{batch, h, w, kh, kw, sh, sw, ph, pw, dh, dw};
     if (batch < 0 || kh < 1 || kw < 1 || sh < 1 || sw < 1 || dh < 1 || dw < 1 || shape.out_height() < 1 || shape.out_width() < 1) {
@@ -119,10 +126,8 @@ NB_MODULE(_native, m) {
         check(wrong);
     });
     m.attr("SEGMENT_COLUMNS") = kSegmentColumns;
-    m.def("segments_forward", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {
-        // Its offsets are of windows and rows, so there are no groups to say what its rows are.
-        const Stored matrix = STORED;
-        if (order == 0 || height != 1 || groups != n_rows) throw nb::value_error("the matrix has not been cut into windows of columns");
+    m.def("segments_forward", [](Address x, Address y, Address bias, int64_t batch, const Cutting& cutting, int threads) {
+        const Segments matrix = segments(cutting);
         Failure wrong;
         {
             nb::gil_scoped_release unlocked;
@@ -130,8 +135,19 @@ NB_MODULE(_native, m) {
         }
         check(wrong);
     });
+    m.def("segments_backward", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, const Cutting& weight, const Cutting& turned,
+                                  int threads) {
+        const Segments matrix = segments(weight), transposed = segments(turned);
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = kernels().segments_backward(matrix, transposed, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch,
+                                                team(threads));
+        }
+        check(wrong);
+    });
     m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS, int threads) {
-        check(cut(STORED, at<int32_t>(to_offsets), at<int32_t>(to_columns), at<int32_t>(to_order), team(threads)));
+        check(cut(STORED, at<int32_t>(to_offsets), at<uint16_t>(to_columns), at<int32_t>(to_order), team(threads)));
     });
     m.def("has_bf16", [] { return kernels().linear_forward_bf16 != nullptr && kernels().linear_backward_bf16 != nullptr; });
     m.def("linear_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {

@@ -10,7 +10,7 @@ constexpr int64_t kShared = 16384;  // non-zeros from which on threads share the
 
 }  // namespace
 
-Failure cut(const Stored& m, int32_t* offsets, int32_t* columns, int32_t* order, int threads) {
+Failure cut(const Stored& m, int32_t* offsets, uint16_t* columns, int32_t* order, int threads) {
     if (m.height != 1) return "only a pattern of height 1 can be cut into windows of columns";
     const int64_t ends = segment_windows(m.n_columns) * m.n_rows;
     if (m.offsets[0] != 0 || m.offsets[m.groups] != m.stored) return "the pattern's offsets do not run from 0 to the number of columns";
@@ -42,8 +42,9 @@ Failure cut(const Stored& m, int32_t* offsets, int32_t* columns, int32_t* order,
     for (int64_t g = 0; g < m.groups; ++g) {
         int32_t* cursors = offsets + (m.rows == nullptr ? g : m.rows[g]);
         for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
-            const int32_t to = cursors[static_cast<uint32_t>(m.columns[k]) / kSegmentColumns * m.n_rows]++;
-            columns[to] = m.columns[k];
+            const uint32_t column = static_cast<uint32_t>(m.columns[k]);
+            const int32_t to = cursors[column / kSegmentColumns * m.n_rows]++;
+            columns[to] = static_cast<uint16_t>(column % kSegmentColumns);
             order[to] = m.order == nullptr ? k : m.order[k];
         }
     }

@@ -5,12 +5,12 @@
 
 namespace openwork {
 
-constexpr int64_t kSegmentColumns = 176;  // times 64 samples: 44 KB
+constexpr int64_t kSegmentColumns = 88;  // times 128 samples: 44 KB
 
 inline int64_t segment_windows(int64_t n_columns) { return (n_columns + kSegmentColumns - 1) / kSegmentColumns; }
 
-// Orders the non-zeros by window, then row: row r's in window w are [offsets[w * n_rows + r], offsets[w * n_rows + r + 1]).
-// Returns what is wrong with the index, or null.
-Failure cut(const Stored&, int32_t* offsets, int32_t* columns, int32_t* order, int threads);
+// Orders the non-zeros by window, then row: row r's in window w are [offsets[w * n_rows + r], offsets[w * n_rows + r + 1]).  Columns are
+// counted from the first of their window.  Returns what is wrong with the index, or null.
+Failure cut(const Stored&, int32_t* offsets, uint16_t* columns, int32_t* order, int threads);
 
 }  // namespace openwork

@@ -22,6 +22,7 @@ from openwork.kernels.window import LANES, Pair, Window, fills_blocks
 from openwork.pattern import Pattern
 
 _Index = tuple[Tensor, Tensor, Tensor]
+_NONE = (0,) * 7
 _transposed = WeakTensorKeyDictionary()
 _transposed_lock = threading.Lock()
 _cut = WeakTensorKeyDictionary()
@@ -32,7 +33,7 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> 
     """``x W^T + bias``, panel by panel of the batch."""
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     y = x.new_empty(x.shape[0], pattern.shape[0])
-    if pattern.height == 1 and pattern.shape[1] > native.SEGMENT_COLUMNS:
+    if pattern.height == 1:
         _segments_forward(x, values, pattern, bias, y, turned=False)
     else:
         native.linear_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], *stored(pattern, values), threads())
@@ -51,28 +52,30 @@ def linear_backward(
     g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
     dx = None if values is None else g.new_empty(g.shape[0], pattern.shape[1])
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
-    scattered = dx
-    if values is not None and dx is not None and pattern.height == 1 and pattern.shape[0] > native.SEGMENT_COLUMNS:
-        _segments_forward(g, values, pattern, None, dx, turned=True)
-        scattered = None
-    elif values is not None and dx is not None and pattern.height == 1:
-        native.linear_forward(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *turned(pattern, values, 1), threads())
-        scattered = None
-    if scattered is not None or dvalues is not None:
+    if pattern.height == 1:
+        weight = _NONE if x is None else _cutting(pattern, None, turned=False)
+        transposed = _NONE if values is None else _cutting(pattern, values, turned=True)
+        native.segments_backward(
+            g.data_ptr(), address(x), address(dx), address(dvalues), g.shape[0], weight, transposed, threads()
+        )
+    else:
         native.linear_backward(
-            g.data_ptr(), address(x), address(scattered), address(dvalues), g.shape[0], *stored(pattern, values), threads()
+            g.data_ptr(), address(x), address(dx), address(dvalues), g.shape[0], *stored(pattern, values), threads()
         )
     return dx, dvalues
 
 
 def _segments_forward(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, y: Tensor, *, turned: bool) -> None:
     """``linear`` with a pattern of height 1, or with its transposition, cut into windows of columns whose inputs fit L1."""
+    cutting = _cutting(pattern, values, turned=turned)
+    native.segments_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], cutting, threads())
+
+
+def _cutting(pattern: Pattern, values: Tensor | None, *, turned: bool) -> tuple[int, ...]:
+    """A pattern of height 1 in windows of columns, or its transposition, as the native module takes it."""
     offsets, cols, order = _windows(pattern, turned)
     rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
-    native.segments_forward(
-        x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(),
-        cols.data_ptr(), rows, inputs, rows, 1, len(cols), threads(),
-    )  # fmt: skip
+    return address(values), order.data_ptr(), offsets.data_ptr(), cols.data_ptr(), rows, inputs, len(order)
 
 
 def _windows(pattern: Pattern, turned: bool) -> _Index:
@@ -89,7 +92,7 @@ def _windows(pattern: Pattern, turned: bool) -> _Index:
         offsets, cols, order = _transpose(pattern, 1)
         whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), rows, inputs, rows, 1, len(cols))
     cut_offsets = torch.empty(-(-inputs // native.SEGMENT_COLUMNS) * rows + 1, dtype=torch.int32)
-    index = cut_offsets, torch.empty_like(pattern.cols), torch.empty_like(pattern.cols)
+    index = cut_offsets, torch.empty(len(pattern.cols), dtype=torch.int16), torch.empty_like(pattern.cols)
     native.cut(*(part.data_ptr() for part in index), *whole, threads())
     with _transposed_lock:
         known[turned] = (key, index)

@@ -1,0 +1,92 @@
+// The arithmetic of single rows, against one window of columns and V vectors of samples.
+//
+// A window [column][V * kLanes] lies in L1 and all rows use it.  Loads bound these products, not arithmetic: a non-zero's inputs are
+// operands of its multiplications, and whatever else a row needs stays in registers.
+#pragma once
+
+#include "vec.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+// The non-zeros of rows [0, rows) in a window: row r's are [offsets[r], offsets[r + 1]), their columns counted from the window's first.
+struct Singles {
+    const int32_t* offsets;
+    const uint16_t* columns;
+    const float* values;
+    int64_t rows;
+};
+
+// out[row] += values . window, or what is given in `bias` (null: 0) instead of out where this is the first window.
+template <int V>
+OW_INLINE void add_singles(const Singles& a, const float* window, bool first, const float* bias, float* out) {
+    constexpr int64_t kStride = V * kLanes;
+    for (int64_t r = 0; r < a.rows; ++r, out += kStride) {
+        Vec acc[V];
+        if (first) {
+            OW_UNROLL
+            for (int v = 0; v < V; ++v) acc[v] = broadcast(bias == nullptr ? 0.0f : bias[r]);
+        } else {
+            OW_UNROLL
+            for (int v = 0; v < V; ++v) acc[v] = load(out + v * kLanes);
+        }
+        for (int64_t k = a.offsets[r], end = a.offsets[r + 1]; k < end; ++k) {
+            const float* x = window + a.columns[k] * kStride;
+            const Vec value = broadcast(a.values[k]);
+            OW_UNROLL
+            for (int v = 0; v < V; ++v) acc[v] += value * load(x + v * kLanes);
+        }
+        OW_UNROLL
+        for (int v = 0; v < V; ++v) store(out + v * kLanes, acc[v]);
+    }
+}
+
+constexpr int64_t kWaiting = 64;  // partial sums that are added up across their lanes together
+
+// Adds `count` partial sums, each a vector, across their lanes to total[0 .. count), or sets it where this is the first panel.
+OW_INLINE void add_up(const float* partial, int64_t count, bool first, float* total) {
+    int64_t k = 0;
+    Vec v[kLanes];
+    for (; k + kLanes <= count; k += kLanes) {
+        OW_UNROLL
+        for (int i = 0; i < kLanes; ++i) v[i] = load(partial + (k + i) * kLanes);
+        const Vec sum = sums(v);
+        store(total + k, first ? sum : load(total + k) + sum);
+    }
+    if (k == count) return;
+    OW_UNROLL
+    for (int i = 0; i < kLanes; ++i) v[i] = k + i < count ? load(partial + (k + i) * kLanes) : Vec{};
+    const Vec sum = sums(v);
+    for (int i = 0; k + i < count; ++i) total[k + i] = first ? sum[i] : total[k + i] + sum[i];
+}
+
+// total[k] += g[row] . window[column k] over the samples of a panel, or = in the first.  `partial` is scratch for kWaiting partial sums and
+// a row's more.
+template <int V>
+OW_INLINE void dot_singles(const Singles& a, const float* window, const float* g, bool first, float* partial, float* total) {
+    constexpr int64_t kStride = V * kLanes;
+    int64_t done = a.offsets[0], waiting = 0;
+    for (int64_t r = 0; r < a.rows; ++r, g += kStride) {
+        Vec row[V];
+        OW_UNROLL
+        for (int v = 0; v < V; ++v) row[v] = load(g + v * kLanes);
+        for (int64_t k = a.offsets[r], end = a.offsets[r + 1]; k < end; ++k, ++waiting) {
+            const float* x = window + a.columns[k] * kStride;
+            Vec even = row[0] * load(x), odd = Vec{};
+            OW_UNROLL
+            for (int v = 1; v < V; ++v) (v % 2 ? odd : even) += row[v] * load(x + v * kLanes);
+            store(partial + waiting * kLanes, even + odd);
+        }
+        if (waiting >= kWaiting) {
+            const int64_t whole = waiting / kLanes * kLanes;
+            add_up(partial, whole, first, total + done);
+            for (int64_t i = 0; i < waiting - whole; ++i) store(partial + i * kLanes, load(partial + (whole + i) * kLanes));
+            done += whole;
+            waiting -= whole;
+        }
+    }
+    add_up(partial, waiting, first, total + done);
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
