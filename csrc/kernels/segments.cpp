@@ -1,13 +1,12 @@
 // Linear layers whose row groups have height 1, window by window of columns.  Threads divide the rows among them: each reads its own part
-// of the index and of the values only, which then stay in L2 from panel to panel of samples.
+// of the index and of the values only, which then stay in L2 from panel to panel of samples.  Each packs what it reads by itself, a window
+// at a time, straight into L1: that takes less time than fetching what another core has just written.
 #include "segments.hpp"
 
 #include "../scratch.hpp"
 #include "../segments.hpp"
 #include "panels.hpp"
 #include "singles.hpp"
-
-#include <limits>
 
 #include <omp.h>
 
@@ -16,13 +15,13 @@ namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kMostVectors = 8;      // of samples in a panel
-constexpr int64_t kOutput = 96 << 10;    // floats of output that stay in L2 while all windows pass by
+constexpr int64_t kOutput = 128 << 10;   // floats of output that stay in L2 while all windows pass by
 
 // A matrix of this call, its values in the order of its columns.
 struct Matrix {
     Segments s;
     int64_t windows;
-    float* values;
+    float* values;  // of a weight gradient, its sums
 
     const int32_t* ends(int64_t window, int64_t row) const { return s.offsets + window * s.n_rows + row; }
     Singles rows(int64_t window, int64_t from, int64_t to) const { return {ends(window, from), s.columns, values, to - from}; }
@@ -88,170 +87,178 @@ OW_INLINE void with_vectors(int64_t vectors, const F& f) {
     if constexpr (V % (kBatchLanes / kLanes) == 0) f.template run<V>();
 }
 
-// Two or three threads each pack whole panels: that takes less time than fetching what another core has just written.
-constexpr int kApart = 3;
-
 // What a thread has to itself.
 struct Own {
-    float* out;           // kOutput floats or one row
+    float* window;
+    float* rows;          // of the output, or of its gradient
     float* partial;
-    int32_t* places;      // of features in a panel
+    int32_t* places;      // of rows or columns
 };
 
-int64_t output_floats(int64_t widest) { return most(kOutput, widest); }
-int64_t own_bytes(int64_t features, int64_t widest) {
-    return (output_floats(widest) + (kWaiting + kSegmentColumns) * kLanes + features) * 4 + 192;
+int64_t own_bytes(int64_t widest) {
+    const int64_t floats = kSegmentColumns * widest + kOutput + (kWaiting + kSegmentColumns) * kLanes;
+    return (floats + most(kSegmentColumns, kOutput / kBatchLanes)) * 4 + 256;
 }
-Own own(int64_t features, int64_t widest, Memory& memory) {
-    return {memory.take<float>(output_floats(widest)), memory.take<float>((kWaiting + kSegmentColumns) * kLanes), memory.take<int32_t>(features)};
-}
-void place(int32_t* at, int64_t features, int64_t stride) {
-    for (int64_t f = 0; f < features; ++f) at[f] = static_cast<int32_t>(f * stride);
+Own own(int64_t widest, Memory memory) {
+    return {memory.take<float>(kSegmentColumns * widest), memory.take<float>(kOutput), memory.take<float>((kWaiting + kSegmentColumns) * kLanes),
+            memory.take<int32_t>(most(kSegmentColumns, kOutput / kBatchLanes))};
 }
 
-// The features that a thread packs.
-struct Share {
-    int64_t id, team;
-    bool apart;
-
-    void pack(const float* x, int64_t features, int64_t samples, const int32_t* at, float* panel) const {
-        const int64_t blocks = up(features, kBatchLanes) / kBatchLanes;
-        const int64_t from = apart ? 0 : blocks * id / team * kBatchLanes;
-        const int64_t to = apart ? features : least(features, blocks * (id + 1) / team * kBatchLanes);
-        if (from < to) pack_panel(x, features, from, to, samples, at, panel);
-    }
-    // Between writing a panel and reading it, and the other way round.
-    void meet() const {
-        if (apart) return;
-#pragma omp barrier
-    }
+// Some samples of the matrix [samples, features] that a product reads or writes.
+template <typename T>
+struct Plain {
+    T* data;
+    int64_t features;
 };
 
-// out[samples, rows] = bias + m . in for rows [from, to), some of them at a time.
-struct Product {
+// Rows [from, to) of a matrix against the samples of one panel, as many rows at a time as stay in L2.
+struct Pass {
     const Matrix& m;
     int64_t from, to, samples;
-    const float *in, *bias;
     const Own& own;
-    float* to_plain;
+    Plain<const float> x;
 
-    template <int V>
-    void run() const {
+    // For some rows at a time before(first, end), each(rows, window, first) for every window, and after(first, end).
+    template <int V, typename Before, typename Each, typename After>
+    void run(const Before& before, const Each& each, const After& after) const {
         constexpr int64_t kStride = V * kLanes;
-        const int64_t blocks = ((to - from) * kStride + kOutput - 1) / kOutput;
+        const int64_t in_block = kOutput / kStride, blocks = (to - from + in_block - 1) / in_block;
+        for (int64_t i = 0; i < most(kSegmentColumns, least(in_block, to - from)); ++i) own.places[i] = static_cast<int32_t>(i * kStride);
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t first = from + (to - from) * b / blocks, end = from + (to - from) * (b + 1) / blocks;
+            before(first, end);
             for (int64_t w = 0; w < m.windows; ++w) {
-                add_singles<V>(m.rows(w, first, end), in + w * kSegmentColumns * kStride, w == 0, bias == nullptr ? nullptr : bias + first, own.out);
+                const int64_t column = w * kSegmentColumns, columns = least(kSegmentColumns, x.features - column);
+                pack_panel(x.data + column, x.features, 0, columns, samples, own.places, own.window);
+                each(m.rows(w, first, end), w, first);
             }
-            unpack_panel(own.out, m.s.n_rows, 0, end - first, samples, own.places, to_plain + first);
+            after(first, end);
         }
     }
 };
 
+// out[samples, rows] = bias + m . x
+struct Product {
+    const Pass& pass;
+    const float* bias;
+    Plain<float> out;
+
+    template <int V>
+    void run() const {
+        const Own& own = pass.own;
+        pass.run<V>(
+            [](int64_t, int64_t) {},
+            [&](const Singles& rows, int64_t w, int64_t first) {
+                add_singles<V>(rows, own.window, w == 0, bias == nullptr ? nullptr : bias + first, own.rows);
+            },
+            [&](int64_t first, int64_t end) { unpack_panel(own.rows, out.features, 0, end - first, pass.samples, own.places, out.data + first); });
+    }
+};
+
+// total[k] += g[row] . x[column k], or = in the first panel.
 struct Dots {
-    const Matrix& m;
-    int64_t from, to;
-    const float *x, *g;
-    bool first;
-    const Own& own;
+    const Pass& pass;
+    Plain<const float> g;
+    bool first_panel;
     float* total;
 
     template <int V>
     void run() const {
-        constexpr int64_t kStride = V * kLanes;
-        for (int64_t w = 0; w < m.windows; ++w) {
-            dot_singles<V>(m.rows(w, from, to), x + w * kSegmentColumns * kStride, g + from * kStride, first, own.partial, total);
-        }
+        const Own& own = pass.own;
+        pass.run<V>(
+            [&](int64_t first, int64_t end) { pack_panel(g.data + first, g.features, 0, end - first, pass.samples, own.places, own.rows); },
+            [&](const Singles& rows, int64_t, int64_t) { dot_singles<V>(rows, own.window, own.rows, first_panel, own.partial, total); },
+            [](int64_t, int64_t) {});
     }
 };
+
+// One thread's part of out = bias + m . x: some of the rows, and, where there are many threads and panels, some of the panels.
+struct Part {
+    int64_t rows, row_parts, panel, panel_parts;
+
+    Part(int64_t id, int64_t team, int64_t panels) : row_parts(team) {
+        while (row_parts > 2 && row_parts % 2 == 0 && panels >= team / row_parts * 2) row_parts /= 2;
+        rows = id % row_parts, panel = id / row_parts, panel_parts = team / row_parts;
+    }
+};
+
+void products(const Matrix& m, const Part& part, const Panels& panels, const Own& own, const float* x, const float* bias, float* out) {
+    const int64_t from = first_row(m, part.rows, part.row_parts), to = first_row(m, part.rows + 1, part.row_parts);
+    for (int64_t p = part.panel; p < panels.count; p += part.panel_parts) {
+        const int64_t first = panels.first(p), samples = panels.samples(p);
+        const Pass pass{m, from, to, samples, own, {x + first * m.s.n_columns, m.s.n_columns}};
+        with_vectors(up(samples, kBatchLanes) / kLanes, Product{pass, bias, {out + first * m.s.n_rows, m.s.n_rows}});
+    }
+}
+
+// Some rows of the weight gradient, all panels of it: how it is summed must not depend on the number of threads.
+void weight_gradient(const Matrix& m, int64_t from, int64_t to, const Panels& panels, const Own& own, const float* g, const float* x, float* dw) {
+    for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t first = panels.first(p), samples = panels.samples(p);
+        const Pass pass{m, from, to, samples, own, {x + first * m.s.n_columns, m.s.n_columns}};
+        with_vectors(up(samples, kBatchLanes) / kLanes, Dots{pass, {g + first * m.s.n_rows, m.s.n_rows}, p == 0, m.values});
+    }
+    for (int64_t w = 0; w < m.windows; ++w) {
+        for (int64_t k = *m.ends(w, from); k < *m.ends(w, to); ++k) dw[m.s.order[k]] = m.values[k];
+    }
+}
 
 }  // namespace
 
 Failure segments_forward(const Segments& s, const float* x, const float* bias, float* y, int64_t batch, int threads) {
     if (batch == 0 || s.n_rows == 0) return nullptr;
-    if (Failure wrong = check_offsets(s)) return wrong;
+    if (Failure failure = check_offsets(s)) return failure;
     const Panels panels(batch);
-    const int64_t widest = panels.widest(), features = most(s.n_rows, s.n_columns);
-    if (features * widest > std::numeric_limits<int32_t>::max()) return "the layer's blocked layout is too large for 32-bit offsets";
-    Scratch scratch(matrix_bytes(s) + least(threads, kApart) * s.n_columns * widest * 4 + threads * own_bytes(features, widest) + 1024);
+    const int64_t bytes = own_bytes(panels.widest());
+    Scratch scratch(matrix_bytes(s) + threads * bytes + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const Matrix m = matrix(s, memory);
-    const bool apart = threads <= kApart;
-    float* in = memory.take<float>((apart ? threads : 1) * s.n_columns * widest);
-    char* of_threads = memory.take<char>(threads * own_bytes(features, widest));
-    bool good = true;
-#pragma omp parallel num_threads(threads) reduction(&& : good)
+    char* of_threads = memory.take<char>(threads * bytes);
+    int wrong = 0;
+#pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-        const int64_t from = first_row(m, id, team), to = first_row(m, id + 1, team);
-        Memory mine{of_threads + id * own_bytes(features, widest)};
-        const Own own_memory = own(features, widest, mine);
-        const Share share{id, team, apart};
-        float* panel = in + (apart ? id * s.n_columns * widest : 0);
-        good = follow(m, from, to);
-        for (int64_t p = 0; p < panels.count; ++p) {
-            const int64_t first = panels.first(p), samples = panels.samples(p), stride = up(samples, kBatchLanes);
-            place(own_memory.places, features, stride);
-            if (p > 0) share.meet();
-            share.pack(x + first * s.n_columns, s.n_columns, samples, own_memory.places, panel);
-            share.meet();
-            if (good) with_vectors(stride / kLanes, Product{m, from, to, samples, panel, bias, own_memory, y + first * s.n_rows});
+        if (!follow(m, first_row(m, id, team), first_row(m, id + 1, team))) {
+#pragma omp atomic write
+            wrong = 1;
         }
+#pragma omp barrier
+        if (wrong == 0) products(m, Part(id, team, panels.count), panels, own(panels.widest(), Memory{of_threads + id * bytes}), x, bias, y);
     }
-    return good ? nullptr : "the pattern's columns are out of range";
+    return wrong == 0 ? nullptr : "the pattern's columns are out of range";
 }
 
 Failure segments_backward(const Segments& weight, const Segments& turned, const float* g, const float* x, float* dx, float* dw, int64_t batch,
                           int threads) {
-    const Segments& any = dx != nullptr ? turned : weight;
-    const int64_t inputs = dx != nullptr ? turned.n_rows : weight.n_columns, outputs = dx != nullptr ? turned.n_columns : weight.n_rows;
-    if (Failure wrong = dx != nullptr ? check_offsets(turned) : nullptr) return wrong;
-    if (Failure wrong = dw != nullptr ? check_offsets(weight) : nullptr) return wrong;
+    if (Failure failure = dx != nullptr ? check_offsets(turned) : nullptr) return failure;
+    if (Failure failure = dw != nullptr ? check_offsets(weight) : nullptr) return failure;
     for (int64_t k = 0; batch == 0 && dw != nullptr && k < weight.stored; ++k) dw[k] = 0.0f;
     if (batch == 0) return nullptr;
     const Panels panels(batch);
-    const int64_t widest = panels.widest(), features = most(inputs, outputs);
-    if (features * widest > std::numeric_limits<int32_t>::max()) return "the layer's blocked layout is too large for 32-bit offsets";
-    Scratch scratch(2 * matrix_bytes(any) + any.stored * 4 + least(threads, kApart) * (outputs + inputs) * widest * 4 + threads * own_bytes(features, widest) + 1024);
+    const int64_t bytes = own_bytes(panels.widest());
+    Scratch scratch(matrix_bytes(turned) + matrix_bytes(weight) + threads * bytes + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const Matrix for_dx = matrix(turned, memory), for_dw = matrix(weight, memory);
-    float* total = memory.take<float>(any.stored);
-    const bool apart = threads <= kApart;
-    float* g_panels = memory.take<float>((apart ? threads : 1) * outputs * widest);
-    float* x_panels = memory.take<float>((apart ? threads : 1) * inputs * widest);
-    char* of_threads = memory.take<char>(threads * own_bytes(features, widest));
-    bool good = true;
-#pragma omp parallel num_threads(threads) reduction(&& : good)
+    char* of_threads = memory.take<char>(threads * bytes);
+    int wrong = 0;
+#pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-        Memory mine{of_threads + id * own_bytes(features, widest)};
-        const Own own_memory = own(features, widest, mine);
-        const int64_t dx_from = dx == nullptr ? 0 : first_row(for_dx, id, team), dx_to = dx == nullptr ? 0 : first_row(for_dx, id + 1, team);
-        const int64_t dw_from = dw == nullptr ? 0 : first_row(for_dw, id, team), dw_to = dw == nullptr ? 0 : first_row(for_dw, id + 1, team);
-        const Share share{id, team, apart};
-        float *g_panel = g_panels + (apart ? id * outputs * widest : 0), *x_panel = x_panels + (apart ? id * inputs * widest : 0);
-        if (dx != nullptr) good = follow(for_dx, dx_from, dx_to);
-        if (dw != nullptr) good = follow(for_dw, dw_from, dw_to) && good;
-        for (int64_t p = 0; p < panels.count; ++p) {
-            const int64_t first = panels.first(p), samples = panels.samples(p), stride = up(samples, kBatchLanes), vectors = stride / kLanes;
-            place(own_memory.places, features, stride);
-            if (p > 0) share.meet();
-            share.pack(g + first * outputs, outputs, samples, own_memory.places, g_panel);
-            if (dw != nullptr) share.pack(x + first * inputs, inputs, samples, own_memory.places, x_panel);
-            share.meet();
-            if (dx != nullptr && good) {
-                with_vectors(vectors, Product{for_dx, dx_from, dx_to, samples, g_panel, nullptr, own_memory, dx + first * inputs});
-            }
-            if (dw != nullptr && good) with_vectors(vectors, Dots{for_dw, dw_from, dw_to, x_panel, g_panel, p == 0, own_memory, total});
+        const Own mine = own(panels.widest(), Memory{of_threads + id * bytes});
+        const int64_t from = dw == nullptr ? 0 : first_row(for_dw, id, team), to = dw == nullptr ? 0 : first_row(for_dw, id + 1, team);
+        bool good = dw == nullptr || follow(for_dw, from, to);
+        if (dx != nullptr) good = follow(for_dx, first_row(for_dx, id, team), first_row(for_dx, id + 1, team)) && good;
+        if (!good) {
+#pragma omp atomic write
+            wrong = 1;
         }
-        for (int64_t w = 0; w < for_dw.windows && dw != nullptr && good; ++w) {
-            for (int64_t k = *for_dw.ends(w, dw_from); k < *for_dw.ends(w, dw_to); ++k) dw[weight.order[k]] = total[k];
-        }
+#pragma omp barrier
+        if (wrong == 0 && dx != nullptr) products(for_dx, Part(id, team, panels.count), panels, mine, g, nullptr, dx);
+        if (wrong == 0 && dw != nullptr) weight_gradient(for_dw, from, to, panels, mine, g, x, dw);
     }
-    return good ? nullptr : "the pattern's columns are out of range";
+    return wrong == 0 ? nullptr : "the pattern's columns are out of range";
 }
 
 }  // namespace OPENWORK_ISA_NAMESPACE
