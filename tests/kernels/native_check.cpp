@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "api.hpp"
+#include "lower.hpp"
 #include "scratch.hpp"
 #include "segments.hpp"
 
@@ -89,6 +90,21 @@ void right(const char* what, Failure wrong) {
     ++failures;
 }
 
+// A matrix of height 1 in windows of columns.
+struct Cut {
+    std::vector<int32_t> offsets, order;
+    std::vector<uint16_t> columns;
+    int64_t n_rows, n_columns;
+
+    Cut(const Stored& m, int threads)
+        : offsets(segment_windows(m.n_columns) * m.n_rows + 1), order(m.stored), columns(m.stored), n_rows(m.n_rows), n_columns(m.n_columns) {
+        right("cut", cut(m, offsets.data(), columns.data(), order.data(), threads));
+    }
+    Segments view(const Matrix& m) const {
+        return {m.values.data(), order.data(), offsets.data(), columns.data(), n_rows, n_columns, m.stored()};
+    }
+};
+
 void check_linear(const Matrix& m, int64_t batch, int threads) {
     const Floats x = randoms(batch * m.n_columns), g = randoms(batch * m.n_rows), bias = randoms(m.n_rows);
     Floats y(batch * m.n_rows), dx(x.size()), dw(m.values.size());
@@ -108,11 +124,15 @@ void check_linear(const Matrix& m, int64_t batch, int threads) {
     same("linear dx", m, batch, dx, exact_dx);
     same("linear dw", m, batch, dw, exact_dw);
     if (m.height > 1) return;
-    std::vector<int32_t> offsets(static_cast<size_t>(segment_windows(m.n_columns) * m.n_rows + 1)), columns(m.columns), order(m.columns);
-    right("cut", cut(m.view(), offsets.data(), columns.data(), order.data(), threads));
-    Stored in_windows{m.values.data(), order.data(), nullptr, offsets.data(), columns.data(), m.n_rows, m.n_columns, m.n_rows, 1, m.stored()};
-    right("segments_forward", kernels.segments_forward(in_windows, x.data(), bias.data(), y.data(), batch, threads));
+    const Cut cut_matrix(m.view(), threads);
+    std::vector<int32_t> offsets(m.n_columns + 1), columns(m.columns), order(m.columns);
+    right("transpose", transpose(m.view(), 1, offsets.data(), columns.data(), order.data(), threads));
+    const Cut turned({m.values.data(), order.data(), nullptr, offsets.data(), columns.data(), m.n_columns, m.n_rows, m.n_columns, 1, m.stored()}, threads);
+    right("segments_forward", kernels.segments_forward(cut_matrix.view(m), x.data(), bias.data(), y.data(), batch, threads));
+    right("segments_backward", kernels.segments_backward(cut_matrix.view(m), turned.view(m), g.data(), x.data(), dx.data(), dw.data(), batch, threads));
     same("linear y in windows", m, batch, y, exact_y);
+    same("linear dx in windows", m, batch, dx, exact_dx);
+    same("linear dw in windows", m, batch, dw, exact_dw);
 }
 
 // A tensor on the blocked layout.
