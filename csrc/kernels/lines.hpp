@@ -18,7 +18,7 @@ OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) 
     for (int64_t i = 0; i < grain; ++i) {
         for (int64_t w = 0; w < shape.width; ++w) at[i * shape.width + w] = static_cast<int32_t>(i * line + w * kBatchLanes);
     }
-    return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false};
+    return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false, true};
 }
 
 struct FillLine {
@@ -28,10 +28,15 @@ struct FillLine {
 
     template <typename R>
     void run(const Lazy& z) const {
-        const int64_t strip = s.width * kBatchLanes;
-        for (int64_t c = 0; c < s.channels; ++c) {
+        const int64_t strip = s.width * kBatchLanes, channels = s.channels;
+        float* channel = to;
+        for (int64_t c = 0; c < channels; ++c, channel += s.channel) {
             const R read(z, c, offset + c * strip);
-            float* channel = to + c * s.channel;
+            if (s.straight) {
+                float* run = channel + s.at[0];
+                for (int64_t i = 0; i < strip; i += kLanes) store(run + i, read(i));
+                continue;
+            }
             for (int64_t w = 0; w < s.width; ++w) {
                 if (s.cropped && s.at[w] < 0) continue;
                 OW_UNROLL
@@ -78,35 +83,54 @@ struct Valid {
     }
 };
 
-// One channel of a line whose pixels lie at `at`, to `out`.
 template <bool Stream>
-OW_INLINE void write_channel(const float* from, const int32_t* at, int64_t width, bool cropped, float* out) {
+OW_INLINE void write_vector(float* out, Vec v) {
+    if constexpr (Stream) {
+        stream(out, v);
+    } else {
+        store(out, v);
+    }
+}
+
+// One channel of a line, to `out`.
+template <bool Stream>
+OW_INLINE void write_channel(const Slab& s, const float* from, float* out) {
+    const int64_t width = s.width;
+    if (s.straight) {
+        from += s.at[0];
+        for (int64_t i = 0; i < width * kBatchLanes; i += kLanes) write_vector<Stream>(out + i, load(from + i));
+        return;
+    }
     for (int64_t w = 0; w < width; ++w) {
         OW_UNROLL
         for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
-            const Vec v = cropped && at[w] < 0 ? Vec{} : load(from + at[w] + l);
-            if constexpr (Stream) {
-                stream(out + w * kBatchLanes + l, v);
-            } else {
-                store(out + w * kBatchLanes + l, v);
-            }
+            write_vector<Stream>(out + w * kBatchLanes + l, s.cropped && s.at[w] < 0 ? Vec{} : load(from + s.at[w] + l));
         }
     }
 }
 
-// How the pixels of a channel differ from the first: the sums of the differences and of their squares.
+// How the pixels of a channel differ from the first: the sums of the differences and of their squares.  Neighbours are summed apart,
+// so that one addition need not wait for the other.
 template <bool Ragged>
 OW_INLINE void spread(const float* from, const int32_t* at, int64_t width, const Valid& valid, Vec& sum, Vec& squares) {
     const Vec first = broadcast(from[at[0]]);
-    sum = squares = Vec{};
-    for (int64_t w = 0; w < width; ++w) {
+    Vec sums[2] = {Vec{}, Vec{}}, of_squares[2] = {Vec{}, Vec{}};
+    const auto add = [&](int64_t w, int side) {
         OW_UNROLL
         for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) {
             const Vec d = valid.template only<Ragged>(load(from + at[w] + l * kLanes) - first, l);
-            sum += d;
-            squares += d * d;
+            sums[side] += d;
+            of_squares[side] += d * d;
         }
+    };
+    int64_t w = 0;
+    for (; w + 2 <= width; w += 2) {
+        add(w, 0);
+        add(w + 1, 1);
     }
+    if (w < width) add(w, 0);
+    sum = sums[0] + sums[1];
+    squares = of_squares[0] + of_squares[1];
 }
 
 // One line of a slab: written to `out` if that is given, and its moments, the mean and the sum of squared distances from it of every
@@ -126,7 +150,7 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
                 first[j] = from[s.at[0]];
                 spread<Ragged>(from, s.at, s.width, valid, sum[j], squares[j]);
             }
-            if (out != nullptr) write_channel<Stream>(from, s.at, s.width, s.cropped, out + (c + j) * strip);
+            if (out != nullptr) write_channel<Stream>(s, from, out + (c + j) * strip);
         }
         if (moments == nullptr) continue;
         for (int64_t j = n; j < kLanes; ++j) {

@@ -11,16 +11,16 @@
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
-// forward: out[row] = bias[row] + sum_k w[k][row] * in[column k]
+// forward: out[row] = bias[row] + sum_k w[k][row] * in[column k], or with out[row] itself for bias[row] if there is More
 
-template <int MR, int NV>
+template <int MR, int NV, bool More>
 OW_INLINE void gather_tile(const float* in, const int32_t* columns, const float* w, int64_t height, int64_t count, float* out,
                            const int32_t* rows, const float* bias) {
     Vec acc[MR][NV];
     OW_UNROLL
     for (int m = 0; m < MR; ++m) {
         OW_UNROLL
-        for (int v = 0; v < NV; ++v) acc[m][v] = broadcast(bias[m]);
+        for (int v = 0; v < NV; ++v) acc[m][v] = More ? load(out + rows[m] + kLanes * v) : broadcast(bias[m]);
     }
     for (int64_t k = 0; k < count; ++k, w += height) {
         const float* from = in + columns[k];
@@ -83,14 +83,18 @@ OW_INLINE void scatter_tile(float* in, const int32_t* columns, const float* w, i
     }
 }
 
-struct Gather {
+template <bool More>
+struct GatherInto {
     using In = const float;
     using Out = float;
     template <int MR, int NV>
     OW_INLINE void tile(const float* in, const int32_t* c, const float* w, int64_t h, int64_t n, float* out, const int32_t* r, const float* b) {
-        gather_tile<MR, NV>(in, c, w, h, n, out, r, b);
+        gather_tile<MR, NV, More>(in, c, w, h, n, out, r, b);
     }
 };
+
+using Gather = GatherInto<false>;
+using GatherMore = GatherInto<true>;
 
 struct Scatter {
     using In = float;
@@ -104,7 +108,7 @@ struct Scatter {
 // All rows of group g against NV vectors, in register tiles of at most MR rows.
 template <typename Op, int MR, int NV>
 OW_INLINE void group_tile(const Lowered& a, int64_t g, typename Op::In* in, typename Op::Out* out) {
-    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height;
+    const int64_t first = a.offsets[g], count = a.ends[g] - first, h = a.height;
     const int32_t* columns = a.columns + first;
     const float* w = a.values + first * h;
     const int32_t* rows = a.rows + g * h;
@@ -150,10 +154,11 @@ void strip(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typena
     }
 }
 
-// The register tiles, by height.  With 32 registers: 8 x 2, 4 x 4, 1 x 8; with 16: 4 x 2, 2 x 4, 1 x 8.
+// The register tiles, by height.  With 32 registers: 8 x 2, or 16 x 1 of a lone vector, 4 x 4, 1 x 8; with 16: 4 x 2, 2 x 4, 1 x 8.
 template <typename Op>
 void product(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors, int64_t block) {
     if constexpr (kLanes == 16) {
+        if (a.height >= 16 && vectors == 1) return strip<Op, 16, 1>(a, g0, g1, in, out, vectors, block);
         if (a.height >= 8) return strip<Op, 8, 2>(a, g0, g1, in, out, vectors, block);
         if (a.height >= 4) return strip<Op, 4, 4>(a, g0, g1, in, out, vectors, block);
         return strip<Op, 2, 8>(a, g0, g1, in, out, vectors, block);
@@ -282,7 +287,7 @@ OW_INLINE void dot_group(const Lowered& a, int64_t g, int64_t k0, int64_t k1, co
 
 // Adds to dw[k][row] for the groups [g0, g1).
 OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const float* in, const float* out, const Places& p, float* dw) {
-    for (int64_t g = g0; g < g1; ++g) dot_group(a, g, a.offsets[g], a.offsets[g + 1], in, out, p, dw);
+    for (int64_t g = g0; g < g1; ++g) dot_group(a, g, a.offsets[g], a.ends[g], in, out, p, dw);
 }
 
 // Groups [g0, g1) again, but `window` floats of the channels at a time, which are to stay in L2 meanwhile; worth it where a group's
@@ -292,7 +297,7 @@ OW_INLINE void dots_in_windows(const Lowered& a, int64_t g0, int64_t g1, int64_t
     for (int64_t g = g0; g < g1; ++g) next[g - g0] = a.offsets[g];
     for (int64_t limit = window;; limit += window) {
         for (int64_t g = g0; g < g1; ++g) {
-            const int64_t first = next[g - g0], end = a.offsets[g + 1];
+            const int64_t first = next[g - g0], end = a.ends[g];
             int64_t k = first;
             if (limit >= channels) k = end;
             while (k < end && a.columns[k] < limit) ++k;

@@ -1,0 +1,128 @@
+// The stored columns sorted: by windows of input channels, whose inputs stay in L1 while all rows use them, then by group, and in each
+// group by taps, so that what a tap would read of the padding can be passed over.
+#pragma once
+
+#include <omp.h>
+
+#include <cstring>
+
+#include "memory.hpp"
+#include "tiles.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+enum class By { kNothing, kTapLine, kTap };
+
+struct Sorting {
+    int64_t taps, taps_in_line;  // of the convolution's window
+    int64_t windows;
+    By by;
+
+    int64_t kinds() const { return by == By::kTap ? taps : by == By::kTapLine ? taps / taps_in_line : 1; }
+    bool whole() const { return windows * kinds() < 2; }
+    int64_t starts() const { return windows * (kinds() + 1); }
+};
+
+struct Sorted {
+    Lowered a;              // columns and values in their new order
+    const int32_t* starts;  // [windows][kinds + 1][groups]: where the columns of each kind begin, and where the last end
+    const int32_t* order;   // [stored]: where each column stood
+    int64_t windows, kinds;
+    bool whole;             // nothing was sorted, and starts and order are null
+
+    // The columns of kinds [from, to) in a window.
+    Lowered range(int64_t window, int64_t from, int64_t to) const {
+        Lowered part = a;
+        if (whole) return part;
+        part.offsets = starts + (window * (kinds + 1) + from) * a.groups;
+        part.ends = starts + (window * (kinds + 1) + to) * a.groups;
+        return part;
+    }
+};
+
+OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
+    if (s.whole()) return 0;
+    return (m.n_columns + m.stored * (2 + m.height) + s.starts() * (m.groups + up(threads, 16))) * 4 + 512;
+}
+
+// Sorts a matrix whose index has been checked; columns of one kind keep their order.
+[[maybe_unused]] static Sorted sort_columns(const Stored& m, const Lowered& a, const Sorting& s, Memory& memory, int threads) {
+    const int64_t kinds = s.kinds(), all = m.n_columns / s.taps, channels = (all + s.windows - 1) / s.windows, cells = s.starts();
+    if (s.whole()) return {a, nullptr, nullptr, 1, 1, true};
+    int32_t* cell_of = memory.take<int32_t>(m.n_columns);
+    int32_t* columns = memory.take<int32_t>(m.stored);
+    int32_t* order = memory.take<int32_t>(m.stored);
+    float* values = memory.take<float>(m.stored * m.height);
+    int32_t* starts = memory.take<int32_t>(cells * m.groups);
+    int32_t* cursors = memory.take<int32_t>(cells * up(threads, 16));
+    for (int64_t c = 0; c < m.n_columns; ++c) {
+        const int64_t tap = c % s.taps, kind = s.by == By::kTap ? tap : s.by == By::kTapLine ? tap / s.taps_in_line : 0;
+        cell_of[c] = static_cast<int32_t>(c / s.taps / channels * (kinds + 1) + kind);
+    }
+    std::memset(starts, 0, static_cast<size_t>(cells * m.groups) * 4);
+#pragma omp parallel num_threads(threads) if (m.stored > 4096)
+    {
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < m.groups; ++g) {
+            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) ++starts[cell_of[m.columns[k]] * m.groups + g];
+        }
+#pragma omp single
+        {
+            int32_t next = 0;
+            for (int64_t w = 0; w < s.windows; ++w) {
+                for (int64_t g = 0; g < m.groups; ++g) {
+                    for (int64_t kind = 0; kind <= kinds; ++kind) {
+                        int32_t& cell = starts[(w * (kinds + 1) + kind) * m.groups + g];
+                        const int32_t count = cell;
+                        cell = next;
+                        next += count;
+                    }
+                }
+            }
+        }
+        int32_t* mine = cursors + omp_get_thread_num() * cells;
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < m.groups; ++g) {
+            for (int64_t cell = 0; cell < cells; ++cell) mine[cell] = starts[cell * m.groups + g];
+            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
+                const int32_t to = mine[cell_of[m.columns[k]]]++;
+                columns[to] = a.columns[k];
+                order[to] = k;
+                for (int64_t r = 0; a.values != nullptr && r < m.height; ++r) values[to * m.height + r] = a.values[k * m.height + r];
+            }
+        }
+    }
+    Lowered sorted = a;
+    sorted.columns = columns;
+    if (a.values != nullptr) sorted.values = values;
+    return {sorted, starts, order, s.windows, kinds, false};
+}
+
+constexpr int64_t kWindowFloats = 8 << 10;  // of the input that a window reads
+
+// Windows of a matrix whose input channels take `floats` each.
+OW_INLINE int64_t cut_windows(const Stored& m, int64_t taps, int64_t floats, int64_t window) {
+    const int64_t channels = most<int64_t>(1, window / floats), all = m.n_columns / taps;
+    return m.height > 1 ? 1 : (all + channels - 1) / channels;
+}
+
+template <int NV>
+OW_INLINE void cut_tile(const Lowered& a, bool first, const float* in, float* out) {
+    for (int64_t g = 0; g < a.groups; ++g) {
+        if (a.rows[g] < 0) continue;
+        add_columns<NV>(in, a.columns, a.values, a.offsets[g], a.ends[g], first, a.bias[g], out + a.rows[g]);
+    }
+}
+
+// The columns of single rows against `vectors` vectors, added to `out` where they are not the first.
+[[maybe_unused]] static void cut_product(const Lowered& a, bool first, const float* in, float* out, int64_t vectors) {
+    int64_t v = 0;
+    for (; v + 8 <= vectors; v += 8) cut_tile<8>(a, first, in + v * kLanes, out + v * kLanes);
+    for (; v + 4 <= vectors; v += 4) cut_tile<4>(a, first, in + v * kLanes, out + v * kLanes);
+    for (; v + 2 <= vectors; v += 2) cut_tile<2>(a, first, in + v * kLanes, out + v * kLanes);
+    for (; v < vectors; ++v) cut_tile<1>(a, first, in + v * kLanes, out + v * kLanes);
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
