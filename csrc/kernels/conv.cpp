@@ -12,13 +12,12 @@ namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
 struct Forward {
-    const Image* image;
+    Plan plan;
     Slab in, out;
-    const Activation& x;
+    Activation x;
     const float* bias;
-    const Result& y;
-    By by;
-    int64_t vectors, out_height, out_lines;
+    Result y;
+    int64_t lines, out_lines;  // of the windows
     Sorted a;
 };
 
@@ -36,20 +35,20 @@ void line_of_windows(const Sorted& a, const Range& kinds, const float* in, float
 // Output line h.
 void forward_line(const Forward& f, int64_t h, const float* in, float* out, LinesAhead ahead) {
     const Sorted& a = f.a;
-    const Range kinds = f.by == By::kTapLine ? taps_of_line(*f.image, h) : Range{0, 1};
-    if (f.by == By::kTap) {
-        line_of_taps<Gather, GatherMore>(a, *f.image, h, in, out, ahead);
+    const Range kinds = kinds_of_line(f.plan, a, h);
+    if (f.plan.by == By::kTap) {
+        line_of_taps<Gather, GatherMore>(a, f.plan.image, h, in, out, ahead);
     } else if (a.windows > 1) {
-        line_of_windows(a, kinds, in, out, f.vectors, ahead);
+        line_of_windows(a, kinds, in, out, f.plan.vectors, ahead);
     } else {
-        line_of_pieces<Gather>(a.range(0, kinds.from, kinds.to), in, out, f.vectors, ahead);
+        line_of_pieces<Gather>(a.range(0, kinds.from, kinds.to), in, out, f.plan.vectors, ahead);
     }
-    fill_missing(a.a, f.bias, out, f.out.channel, f.vectors);
+    fill_missing(a.a, f.bias, out, f.out.channel, f.plan.vectors);
 }
 
 // Output lines [from, to) of one panel.
 void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Window window, float* out) {
-    const int64_t stride = f.image->stride_h, span = f.image->span_h();
+    const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h();
     const int64_t end = (to - 1) * stride + span;
     window.base = window.filled = from * stride;
     for (int64_t h = from; h < to;) {
@@ -72,32 +71,45 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plan p = make_plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
-    const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
-    const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
+    const Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height)) * kLanes / p.lanes + image.span_w() - 1;
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
     const Sorting sorting{image.taps(), image.kernel_w, windows, p.by};
-    Scratch scratch(lowered_bytes(m) + sorted_bytes(m, sorting, threads) + slab_table_bytes(p.in) + slab_table_bytes(p.out) +
-                    image.taps() * 8 + threads * floats * 4 + 1024);
+    Forward parts[2];
+    int64_t floats = 0;
+    for (int i = 0; i < plans.count; ++i) {
+        Forward& f = parts[i];
+        f.plan = plans.parts[i];
+        f.lines = window_lines(image, f.plan.in, 1);
+        f.out_lines = slab_grain(f.plan.out);
+        floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
+    }
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + threads * floats * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
-    Lowered a;
-    Forward f{&image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.by, p.vectors, p.out_height, out_lines, {}};
-    const Addressing at{f.in.channel, image.taps(), tap_offsets(image, p, memory), f.out.channel};
-    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    f.a = sort_columns(m, a, sorting, memory, threads);
+    for (int i = 0; i < plans.count; ++i) {
+        Forward& f = parts[i];
+        f.in = make_slab(f.plan.in, memory);
+        f.out = make_slab(f.plan.out, memory);
+        f.x = from_image(x, f.plan.first, f.plan.in);
+        f.y = from_image(y, f.plan.first, f.plan.out);
+        f.bias = bias;
+        if (Failure wrong = lower_for(m, f.plan, sorting, bias, i == 0 ? nullptr : &parts[0].a, memory, threads, f.a)) return wrong;
+    }
     float* buffers = memory.take<float>(threads * floats);
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), total = p.panels * p.out_height;
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         float* mine = buffers + id * floats;
-        const int64_t stop = total * (id + 1) / team;
-        for (int64_t line = total * id / team; line < stop;) {
-            const int64_t panel = line / p.out_height, from = line % p.out_height;
-            const int64_t to = least(p.out_height, from + stop - line);
-            forward_lines(f, panel, from, to, {mine, lines, 0, 0}, mine + lines * f.in.line);
-            line += to - from;
+        for (int i = 0; i < plans.count; ++i) {
+            const Forward& f = parts[i];
+            const int64_t height = f.plan.out_height, total = f.plan.panels * height, stop = total * (id + 1) / team;
+            for (int64_t line = total * id / team; line < stop;) {
+                const int64_t panel = line / height, from = line % height, to = least(height, from + stop - line);
+                forward_lines(f, panel, from, to, {mine, f.lines, 0, 0}, mine + f.lines * f.in.line);
+                line += to - from;
+            }
         }
         drain_streams();
     }

@@ -21,24 +21,22 @@ struct Share {
 };
 
 struct Backward {
-    const Image* image;
+    Plan plan;
     Slab in, out;
-    const Activation &g, &x;
-    const Result& dx;
-    By by;
-    int64_t vectors, out_height, block, dot_lines;
+    Activation g, x;
+    Result dx;
+    int64_t dot_lines, block, lines;  // lines summed at once, read at once, and of the windows
     Sorted a;
 };
 
-// Of `count` output lines from h on, for columns of kind `kind`.
-Share share_of(const Backward& b, int64_t h, int64_t count, int64_t kind) {
-    const Image& m = *b.image;
+// Of `count` output lines from h on, for the columns of a line of taps, or of a single one.
+Share share_of(const Backward& b, int64_t h, int64_t count, int64_t taps) {
+    const Image& m = b.plan.image;
     const int64_t in_line = m.stride_h * b.in.line;
-    if (b.by == By::kNothing) return {{count, in_line, b.out.line, b.vectors}, 0, 0};
-    const Range lines = lines_of_tap(m, b.by == By::kTap ? kind / m.kernel_w : kind, h, count);
-    Share s{{lines.to - lines.from, in_line, b.out.line, b.vectors}, lines.from * in_line, lines.from * b.out.line};
-    if (b.by == By::kTapLine) return s;
-    const Range pixels = pixels_of_tap(m, kind % m.kernel_w);
+    const Range lines = lines_of_tap(m, b.plan.by == By::kTap ? taps / m.kernel_w : taps, h, count);
+    Share s{{lines.to - lines.from, in_line, b.out.line, b.plan.vectors}, lines.from * in_line, lines.from * b.out.line};
+    if (b.plan.by == By::kTapLine) return s;
+    const Range pixels = pixels_of_tap(m, taps % m.kernel_w);
     s.places.vectors = (pixels.to - pixels.from) * (kBatchLanes / kLanes);
     s.in += pixels.from * kBatchLanes;
     s.out += pixels.from * kBatchLanes;
@@ -48,18 +46,21 @@ Share share_of(const Backward& b, int64_t h, int64_t count, int64_t kind) {
 // Adds the weight gradients that `count` output lines from h on make; the windows of the first begin at `in`.
 void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, const float* out, LinesAhead ahead, Share* shares, float* dw) {
     const Lowered& a = b.a.a;
-    const Range first = taps_of_line(*b.image, h), last = taps_of_line(*b.image, h + count - 1);
-    const bool whole = b.by == By::kTapLine && least(first.to, last.to) - most(first.from, last.from) == b.image->kernel_h;
-    const int64_t kinds = whole ? 1 : b.a.kinds, step = (a.groups + kFetches - 1) / kFetches, all = b.a.windows * a.groups * kinds;
-    for (int64_t kind = 0; kind < kinds; ++kind) shares[kind] = share_of(b, h, count, kind);
-    if (whole) shares[0] = {{count, b.image->stride_h * b.in.line, b.out.line, b.vectors}, 0, 0};
+    const Image& m = b.plan.image;
+    const Range first = taps_of_line(m, h), last = taps_of_line(m, h + count - 1);
+    const bool inner = b.plan.by == By::kTapLine && least(first.to, last.to) - most(first.from, last.from) == m.kernel_h;
+    const bool whole = b.plan.by == By::kNothing || inner;
+    const int64_t shared = whole ? 1 : b.plan.by == By::kTap ? m.taps() : m.kernel_h, each = b.a.kinds / shared;
+    const int64_t step = (a.groups + kFetches - 1) / kFetches, all = b.a.windows * a.groups * shared;
+    if (whole) shares[0] = {{count, m.stride_h * b.in.line, b.out.line, b.plan.vectors}, 0, 0};
+    for (int64_t i = 0; i < shared && !whole; ++i) shares[i] = share_of(b, h, count, i);
     for (int64_t w = 0; w < b.a.windows; ++w) {
-        const Lowered window = b.a.range(w, 0, whole ? b.a.kinds : 1);
+        const Lowered window = b.a.range(w, 0, each);
         for (int64_t g = 0; g < a.groups; ++g) {
-            for (int64_t kind = 0; kind < kinds; ++kind) {
-                if (g % step == 0) ahead.fetch((w * a.groups + g) * kinds + kind, all);
-                const Share& s = shares[kind];
-                const int64_t at = kind * a.groups + g;
+            for (int64_t i = 0; i < shared; ++i) {
+                if (g % step == 0) ahead.fetch((w * a.groups + g) * shared + i, all);
+                const Share& s = shares[i];
+                const int64_t at = i * each * b.a.stride + g;
                 dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, s.places, dw);
             }
         }
@@ -68,10 +69,10 @@ void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, cons
 
 // Adds what output line h passes on to the inputs, whose windows begin at `in`.
 void scatter_line(const Backward& b, int64_t h, float* in, const float* out, LinesAhead ahead) {
-    if (b.by == By::kTap) return line_of_taps<Scatter, Scatter>(b.a, *b.image, h, in, out, ahead);
-    const Range kinds = b.by == By::kTapLine ? taps_of_line(*b.image, h) : Range{0, 1};
+    if (b.plan.by == By::kTap) return line_of_taps<Scatter, Scatter>(b.a, b.plan.image, h, in, out, ahead);
+    const Range kinds = kinds_of_line(b.plan, b.a, h);
     for (int64_t w = 0; w < b.a.windows; ++w) {
-        line_of_pieces<Scatter>(b.a.range(w, kinds.from, kinds.to), in, out, b.vectors, ahead);
+        line_of_pieces<Scatter>(b.a.range(w, kinds.from, kinds.to), in, out, b.plan.vectors, ahead);
     }
 }
 
@@ -79,8 +80,8 @@ void scatter_line(const Backward& b, int64_t h, float* in, const float* out, Lin
 // which the window of line `from` begins to that of line `to`.  The windows of some lines before reach into it: those are added
 // again, in the same order as by whoever has these lines.
 void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Window x, Window dx, float* g, Share* shares, float* dw) {
-    const int64_t stride = b.image->stride_h, span = b.image->span_h(), own = from * stride;
-    const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
+    const int64_t stride = b.plan.image.stride_h, span = b.plan.image.span_h(), own = from * stride;
+    const int64_t all = most(b.plan.image.height + b.plan.image.pad_h, (b.plan.out_height - 1) * stride + span);
     const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
     x.base = x.filled = own;
     dx.base = dx.filled = own - before * stride;
@@ -107,7 +108,7 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
             scatter_line(b, h - count + i, dx.line(b.in, first + i * stride), g + i * b.out.line, ahead);
         }
         // The lines before the next block's first one are complete.
-        const bool end = h == b.out_height;
+        const bool end = h == b.plan.out_height;
         const int64_t done = end ? last : least(last, first + count * stride), begin = most(first, own);
         if (begin < done) write_lines(b.in, dx.line(b.in, begin), panel, begin, done, b.dx);
         for (int64_t l = most(done, own); l < (end ? all : least(all, first + count * stride)); ++l) {
@@ -118,6 +119,28 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
     }
 }
 
+Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
+    const Image& image = p.image;
+    const int64_t lines = (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
+    if (m.height > 1) return {image.taps(), image.kernel_w, 1, p.by};
+    const int64_t windows = least(cut_windows(m, image.taps(), lines * slab_channel(p.in), kDotWindow), m.stored / (rows * kDotColumns));
+    return {image.taps(), image.kernel_w, lines * slab_line(p.in) > kDotWhole ? most<int64_t>(windows, 1) : 1, By::kNothing};
+}
+
+// One thread's lines of one part.
+void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, Share* shares, float* dw) {
+    const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
+    // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
+    const int64_t grain = b.plan.panels % team == 0 ? height : 1, total = b.plan.panels * height / grain;
+    const int64_t stop = total * (id + 1) / team * grain;
+    for (int64_t line = total * id / team * grain; line < stop;) {
+        const int64_t panel = line / height, from = line % height, to = least(height, from + stop - line);
+        const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
+        backward_lines(b, panel, from, to, x, dx, mine + windows * window, shares, dw);
+        line += to - from;
+    }
+}
+
 }  // namespace
 
 Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
@@ -125,52 +148,49 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
     if (image.batch == 0) return nullptr;
     const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
-    const Plan p = make_plan(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
-    const int64_t dot_lines = most<int64_t>(1, kDotFloats / (p.vectors * kLanes));
-    const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out));
-    const int64_t lines = window_lines(image, p.in, block);
+    Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
-    const int64_t floats = windows * lines * slab_line(p.in) + block * slab_line(p.out);
-    const int64_t reach = ((dot_lines - 1) * image.stride_h + image.span_h()) * slab_channel(p.in);
-    const bool large = ((dot_lines - 1) * image.stride_h + image.span_h()) * slab_line(p.in) > kDotWhole;
-    const int64_t cut = least(cut_windows(m, image.taps(), reach, kDotWindow), m.stored / (most<int64_t>(m.groups, 1) * kDotColumns));
-    const Sorting sorting{image.taps(), image.kernel_w, large ? most<int64_t>(cut, 1) : 1, m.height == 1 ? By::kNothing : p.by};
+    Backward parts[2];
+    int64_t floats = 0;
+    for (int i = 0; i < plans.count; ++i) {
+        Backward& b = parts[i];
+        b.plan = plans.parts[i];
+        b.dot_lines = most<int64_t>(1, kDotFloats / (b.plan.vectors * kLanes));
+        b.block = most(least(b.dot_lines, b.plan.out_height), slab_grain(b.plan.out));
+        b.lines = window_lines(image, b.plan.in, b.block);
+        floats = most(floats, windows * b.lines * slab_line(b.plan.in) + b.block * slab_line(b.plan.out));
+    }
+    const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
     const int64_t shares = up(sorting.kinds(), 8);
-    Scratch scratch(lowered_bytes(m) + sorted_bytes(m, sorting, threads) + slab_table_bytes(p.in) + slab_table_bytes(p.out) +
-                    image.taps() * 8 + threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + 1024);
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) +
+                    threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
-    Lowered a;
-    Backward b{&image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, sorting.by, p.vectors, p.out_height, block, dot_lines, {}};
-    const Addressing at{b.in.channel, image.taps(), tap_offsets(image, p, memory), b.out.channel};
-    if (Failure wrong = lower(m, at, nullptr, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    b.a = sort_columns(m, a, sorting, memory, threads);
-    const bool sorted = !b.a.whole;
+    for (int i = 0; i < plans.count; ++i) {
+        Backward& b = parts[i];
+        b.in = make_slab(b.plan.in, memory);
+        b.out = make_slab(b.plan.out, memory);
+        b.g = from_image(g, b.plan.first, b.plan.out);
+        b.x = from_image(x, b.plan.first, b.plan.in);
+        b.dx = from_image(dx, b.plan.first, b.plan.in);
+        if (Failure wrong = lower_for(m, b.plan, sorting, nullptr, i == 0 ? nullptr : &parts[0].a, memory, threads, b.a)) return wrong;
+        if (sorting.by == By::kNothing) b.plan.by = By::kNothing;
+    }
+    const int32_t* order = parts[0].a.order;
     float* buffers = memory.take<float>(threads * floats);
     float* copies = memory.take<float>(threads * private_dw);
     Share* all_shares = memory.take<Share>(threads * shares);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-        float* mine = buffers + id * floats;
-        float* my_dw = dw == nullptr ? nullptr : id == 0 && !sorted ? dw : copies + id * private_dw;
+        float* my_dw = dw == nullptr ? nullptr : id == 0 && order == nullptr ? dw : copies + id * private_dw;
         if (my_dw != nullptr && my_dw != dw) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
-        float* out = mine + windows * lines * b.in.line;
-        // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
-        const int64_t grain = p.panels % team == 0 ? p.out_height : 1, total = p.panels * p.out_height / grain;
-        const int64_t stop = total * (id + 1) / team * grain;
-        for (int64_t line = total * id / team * grain; line < stop;) {
-            const int64_t panel = line / p.out_height, from = line % p.out_height;
-            const int64_t to = least(p.out_height, from + stop - line);
-            float* dx_lines = mine + (windows - 1) * lines * b.in.line;
-            backward_lines(b, panel, from, to, {mine, lines, 0, 0}, {dx_lines, lines, 0, 0}, out, all_shares + id * shares, my_dw);
-            line += to - from;
-        }
+        for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, all_shares + id * shares, my_dw);
         drain_streams();
 #pragma omp barrier
         for (int64_t k = m.stored * id / team; dw != nullptr && k < m.stored * (id + 1) / team; ++k) {
-            float* to = dw + (sorted ? b.a.order[k] : k) * m.height;
-            const float* first = sorted ? copies : dw;
+            float* to = dw + (order != nullptr ? order[k] : k) * m.height;
+            const float* first = order != nullptr ? copies : dw;
             for (int64_t r = 0; r < m.height; ++r) {
                 float sum = first[k * m.height + r];
                 for (int64_t t = 1; t < team; ++t) sum += copies[t * private_dw + k * m.height + r];

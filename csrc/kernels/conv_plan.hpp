@@ -39,10 +39,18 @@ OW_INLINE Range lines_of_tap(const Image& m, int64_t i, int64_t h, int64_t count
 }
 OW_INLINE Range pixels_of_tap(const Image& m, int64_t j) { return inside(j * m.dilation_w, m.stride_w, m.out_width(), m.pad_w, m.pad_w + m.width); }
 
+// How the images of a batch, or some of them, are computed.
 struct Plan {
+    Image image;    // of these images alone
+    int64_t first;  // of them, in the batch
     int64_t lanes, panels, out_height, vectors;  // vectors in one output line of a channel
     By by;
     SlabShape in, out;
+};
+
+struct Plans {
+    Plan parts[2];
+    int count;
 };
 
 // How the columns are sorted.  Single taps make lists long enough for row groups alone.
@@ -54,25 +62,35 @@ OW_INLINE By sorted_by(const Stored& m, const Image& image, int64_t lanes) {
 }
 
 // The lanes of blocked activations are given: they have 16.
-OW_INLINE Plan make_plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
-    Plan p;
-    p.lanes = blocked ? kBatchLanes : batch_lanes(image.batch);
-    p.panels = (image.batch + p.lanes - 1) / p.lanes;
-    p.out_height = image.out_height();
-    p.by = sorted_by(m, image, p.lanes);
-    const int64_t out_width = image.out_width(), strip = up(out_width * p.lanes, kBatchLanes), channels = m.n_columns / image.taps();
-    p.vectors = strip / kLanes;
-    const int64_t padded = image.width + 2 * image.pad_w;
-    const int64_t reach = strip / p.lanes + (image.span_w() - 1) / image.stride_w;
-    p.in = {p.lanes, image.batch, channels, image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
+OW_INLINE Plan make_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes, By by, bool plain_in, bool plain_out) {
+    const int64_t out_width = image.out_width(), strip = up(out_width * lanes, kBatchLanes), channels = m.n_columns / image.taps();
+    const int64_t padded = image.width + 2 * image.pad_w, reach = strip / lanes + (image.span_w() - 1) / image.stride_w;
+    Plan p{image, first, lanes, (image.batch + lanes - 1) / lanes, image.out_height(), strip / kLanes, by, {}, {}};
+    p.in = {lanes, image.batch, channels, image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
             most((padded + image.stride_w - 1) / image.stride_w, reach), plain_in};
-    if (p.by == By::kTap) p.in.pad_left = 0, p.in.pixels = image.width;
-    p.out = {p.lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / p.lanes, plain_out};
+    if (by == By::kTap) p.in.pad_left = 0, p.in.pixels = image.width;
+    p.out = {lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / lanes, plain_out};
     return p;
 }
 
+// A few images more than fill panels are computed with fewer lanes.  Their columns have the same order.
+OW_INLINE Plans make_plans(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
+    const int64_t rest = image.batch % kBatchLanes, whole = image.batch - rest;
+    const int64_t lanes = blocked || whole > 0 ? kBatchLanes : batch_lanes(image.batch);
+    const bool split = !blocked && whole > 0 && rest > 0 && 2 * rest <= kBatchLanes;
+    Image most_images = image, few = image;
+    if (split) most_images.batch = whole;
+    few.batch = rest;
+    const By by = sorted_by(m, image, lanes);
+    Plans plans{{make_plan(m, most_images, 0, lanes, by, plain_in, plain_out), {}}, 1};
+    if (!split) return plans;
+    plans.parts[plans.count++] = make_plan(m, few, whole, batch_lanes(rest), by == By::kTap ? By::kTapLine : by, plain_in, plain_out);
+    return plans;
+}
+
 // Offset of every tap from the place where an output's window begins, or would if there were padding.
-OW_INLINE const int64_t* tap_offsets(const Image& image, const Plan& p, Memory& memory) {
+OW_INLINE const int64_t* tap_offsets(const Plan& p, Memory& memory) {
+    const Image& image = p.image;
     int64_t* taps = memory.take<int64_t>(image.taps());
     for (int64_t i = 0; i < image.kernel_h; ++i) {
         for (int64_t j = 0; j < image.kernel_w; ++j) {
@@ -84,6 +102,25 @@ OW_INLINE const int64_t* tap_offsets(const Image& image, const Plan& p, Memory& 
     return taps;
 }
 
+OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting& sorting, int threads) {
+    int64_t bytes = sorted_bytes(m, sorting, threads);
+    for (int i = 0; i < plans.count; ++i) {
+        const Plan& p = plans.parts[i];
+        bytes += lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + p.image.taps() * 8 + m.stored * 4 + 512;
+    }
+    return bytes;
+}
+
+// The matrix against a plan's slabs, in the order that `before` has for another plan if that is given.
+OW_INLINE Failure lower_for(const Stored& m, const Plan& p, const Sorting& sorting, const float* bias, const Sorted* before, Memory& memory,
+                            int threads, Sorted& out) {
+    Lowered a;
+    const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p, memory), slab_channel(p.out)};
+    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    out = before == nullptr ? sort_columns(m, a, sorting, memory, threads) : sort_like(*before, m, a, memory);
+    return nullptr;
+}
+
 // Lines of an input window that holds the windows of `outputs` output lines.
 OW_INLINE int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
     const int64_t least_lines = (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
@@ -92,6 +129,24 @@ OW_INLINE int64_t window_lines(const Image& image, const SlabShape& in, int64_t 
 
 // Vectors that are computed in one pass over the weights: a tile's.
 OW_INLINE int64_t piece_of(int64_t height) { return height >= 8 ? 2 : height >= 4 ? 4 : 8; }
+
+// The kinds of columns that output line h uses, where they are sorted by lines of taps.
+OW_INLINE Range kinds_of_line(const Plan& p, const Sorted& a, int64_t h) {
+    if (p.by != By::kTapLine) return {0, 1};
+    const Range lines = taps_of_line(p.image, h);
+    const int64_t each = a.kinds / p.image.kernel_h;
+    return {lines.from * each, lines.to * each};
+}
+
+// NCHW from some image on; what is blocked begins where it did.
+OW_INLINE Activation from_image(Activation x, int64_t image, const SlabShape& s) {
+    if (x.plain != nullptr) x.plain += image * s.channels * s.height * s.width;
+    return x;
+}
+OW_INLINE Result from_image(Result y, int64_t image, const SlabShape& s) {
+    if (y.plain != nullptr) y.plain += image * s.channels * s.height * s.width;
+    return y;
+}
 
 // All groups against one output line, whose windows begin at `in`, piece by piece.
 template <typename Op>

@@ -46,28 +46,6 @@ struct FillLine {
     }
 };
 
-// Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
-[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
-    const int64_t lanes = blocked_lanes(s.images, panel);
-    for (int64_t l = from; l < to; ++l) {
-        float* base = lines + (l - from) * s.line;
-        const int64_t h = l - s.pad_top;
-        if (h < 0 || h >= s.height) {
-            zero_lines(s, base, 1);
-            continue;
-        }
-        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
-        for (int64_t c = 0; c < s.channels; ++c) {
-            for (int64_t q = 0; q < s.n_holes; ++q) {
-                for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
-            }
-            for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
-                for (int64_t i = lanes; s.at[w] >= 0 && i < kBatchLanes; ++i) base[c * s.channel + s.at[w] + i] = 0.0f;
-            }
-        }
-    }
-}
-
 // Which lanes of each vector of a pixel belong to the batch: 1 where they do, else 0.
 struct Valid {
     Vec in[kBatchLanes / kLanes];
@@ -82,6 +60,30 @@ struct Valid {
         return v;
     }
 };
+
+// Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
+[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
+    const int64_t lanes = blocked_lanes(s.images, panel);
+    const Valid valid(lanes);
+    for (int64_t l = from; l < to; ++l) {
+        float* base = lines + (l - from) * s.line;
+        const int64_t h = l - s.pad_top;
+        if (h < 0 || h >= s.height) {
+            zero_lines(s, base, 1);
+            continue;
+        }
+        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
+        for (int64_t c = 0; c < s.channels; ++c) {
+            for (int64_t q = 0; q < s.n_holes; ++q) {
+                for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
+            }
+            for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
+                float* pixel = base + c * s.channel + s.at[w];
+                for (int64_t i = 0; s.at[w] >= 0 && i < kBatchLanes; i += kLanes) store(pixel + i, valid.only<true>(load(pixel + i), i / kLanes));
+            }
+        }
+    }
+}
 
 template <bool Stream>
 OW_INLINE void write_vector(float* out, Vec v) {

@@ -26,46 +26,49 @@ struct Sorting {
 
 struct Sorted {
     Lowered a;              // columns and values in their new order
-    const int32_t* starts;  // [windows][kinds + 1][groups]: where the columns of each kind begin, and where the last end
+    const int32_t* starts;  // [windows][kinds + 1][stride]: where the columns of each kind begin, and where the last end
     const int32_t* order;   // [stored]: where each column stood
-    int64_t windows, kinds;
+    int64_t windows, kinds, stride;
     bool whole;             // nothing was sorted, and starts and order are null
 
     // The columns of kinds [from, to) in a window.
     Lowered range(int64_t window, int64_t from, int64_t to) const {
         Lowered part = a;
         if (whole) return part;
-        part.offsets = starts + (window * (kinds + 1) + from) * a.groups;
-        part.ends = starts + (window * (kinds + 1) + to) * a.groups;
+        part.offsets = starts + (window * (kinds + 1) + from) * stride;
+        part.ends = starts + (window * (kinds + 1) + to) * stride;
         return part;
     }
 };
 
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
-    return (m.n_columns + m.stored * (2 + m.height) + s.starts() * (m.groups + up(threads, 16))) * 4 + 512;
+    return (m.n_columns + m.stored * (2 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
 }
 
 // Sorts a matrix whose index has been checked; columns of one kind keep their order.
 [[maybe_unused]] static Sorted sort_columns(const Stored& m, const Lowered& a, const Sorting& s, Memory& memory, int threads) {
     const int64_t kinds = s.kinds(), all = m.n_columns / s.taps, channels = (all + s.windows - 1) / s.windows, cells = s.starts();
-    if (s.whole()) return {a, nullptr, nullptr, 1, 1, true};
+    if (s.whole()) return {a, nullptr, nullptr, 1, 1, 0, true};
+    const int64_t stride = odd_lines(m.groups);
     int32_t* cell_of = memory.take<int32_t>(m.n_columns);
     int32_t* columns = memory.take<int32_t>(m.stored);
     int32_t* order = memory.take<int32_t>(m.stored);
     float* values = memory.take<float>(m.stored * m.height);
-    int32_t* starts = memory.take<int32_t>(cells * m.groups);
+    int32_t* starts = memory.take<int32_t>(cells * stride);
     int32_t* cursors = memory.take<int32_t>(cells * up(threads, 16));
     for (int64_t c = 0; c < m.n_columns; ++c) {
         const int64_t tap = c % s.taps, kind = s.by == By::kTap ? tap : s.by == By::kTapLine ? tap / s.taps_in_line : 0;
         cell_of[c] = static_cast<int32_t>(c / s.taps / channels * (kinds + 1) + kind);
     }
-    std::memset(starts, 0, static_cast<size_t>(cells * m.groups) * 4);
 #pragma omp parallel num_threads(threads) if (m.stored > 4096)
     {
+        int32_t* mine = cursors + omp_get_thread_num() * cells;
 #pragma omp for schedule(static)
         for (int64_t g = 0; g < m.groups; ++g) {
-            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) ++starts[cell_of[m.columns[k]] * m.groups + g];
+            std::memset(mine, 0, static_cast<size_t>(cells) * 4);
+            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) ++mine[cell_of[m.columns[k]]];
+            for (int64_t cell = 0; cell < cells; ++cell) starts[cell * stride + g] = mine[cell];
         }
 #pragma omp single
         {
@@ -73,7 +76,7 @@ OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
             for (int64_t w = 0; w < s.windows; ++w) {
                 for (int64_t g = 0; g < m.groups; ++g) {
                     for (int64_t kind = 0; kind <= kinds; ++kind) {
-                        int32_t& cell = starts[(w * (kinds + 1) + kind) * m.groups + g];
+                        int32_t& cell = starts[(w * (kinds + 1) + kind) * stride + g];
                         const int32_t count = cell;
                         cell = next;
                         next += count;
@@ -81,10 +84,9 @@ OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
                 }
             }
         }
-        int32_t* mine = cursors + omp_get_thread_num() * cells;
 #pragma omp for schedule(static)
         for (int64_t g = 0; g < m.groups; ++g) {
-            for (int64_t cell = 0; cell < cells; ++cell) mine[cell] = starts[cell * m.groups + g];
+            for (int64_t cell = 0; cell < cells; ++cell) mine[cell] = starts[cell * stride + g];
             for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
                 const int32_t to = mine[cell_of[m.columns[k]]]++;
                 columns[to] = a.columns[k];
@@ -96,7 +98,19 @@ OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     Lowered sorted = a;
     sorted.columns = columns;
     if (a.values != nullptr) sorted.values = values;
-    return {sorted, starts, order, s.windows, kinds, false};
+    return {sorted, starts, order, s.windows, kinds, stride, false};
+}
+
+// The same matrix with other offsets, in the order that it has been sorted to.
+OW_INLINE Sorted sort_like(const Sorted& before, const Stored& m, const Lowered& a, Memory& memory) {
+    Sorted s = before;
+    s.a = a;
+    if (before.whole) return s;
+    int32_t* columns = memory.take<int32_t>(m.stored);
+    for (int64_t k = 0; k < m.stored; ++k) columns[k] = a.columns[before.order[k]];
+    s.a.columns = columns;
+    s.a.values = before.a.values;
+    return s;
 }
 
 constexpr int64_t kWindowFloats = 8 << 10;  // of the input that a window reads
