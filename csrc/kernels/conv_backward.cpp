@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
 constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
-constexpr int64_t kDotWindow = 16 << 10;  // floats of the input that a window of single rows reads for that
+constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
 constexpr int64_t kDotColumns = 24;       // of a row in such a window, at least
 
 // The places over which a tap's weight gradients are summed.

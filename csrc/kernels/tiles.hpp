@@ -187,8 +187,8 @@ struct Places {
 
 // U vectors of a strip at a time, from vector `v` on while they last.  A single row has more columns than there are registers for
 // addresses, so each address must serve several vectors.
-template <int MR, int U>
-OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&column)[kLanes / MR], const int32_t* rows, int64_t& v,
+template <int MR, int KT, int U>
+OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&column)[KT], const int32_t* rows, int64_t& v,
                          int64_t vectors, Vec (&acc)[kLanes]) {
     for (; v + U <= vectors; v += U) {
         const float* x = in + v * kLanes;
@@ -200,7 +200,7 @@ OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&colu
             for (int u = 0; u < U; ++u) rowv[m][u] = load(g + rows[m] + u * kLanes);
         }
         OW_UNROLL
-        for (int j = 0; j < kLanes / MR; ++j) {
+        for (int j = 0; j < KT; ++j) {
             const float* from = x + column[j];
             OW_UNROLL
             for (int u = 0; u < U; ++u) {
@@ -212,11 +212,10 @@ OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&colu
     }
 }
 
-// MR rows x KT columns, MR * KT = kLanes: as many accumulators as one vector holds sums.
-template <int MR>
+// MR rows x KT columns, MR * KT <= kLanes: at most as many accumulators as one vector holds sums.
+template <int MR, int KT>
 OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
                         float* dw, int64_t height) {
-    constexpr int KT = kLanes / MR;
     Vec acc[kLanes];
     int32_t column[KT];
     OW_UNROLL
@@ -227,9 +226,9 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
         const float* x = in + line * p.in_line;
         const float* g = out + line * p.out_line;
         int64_t v = 0;
-        if constexpr (MR == 1 && kLanes == 16) dot_steps<MR, 8>(x, g, column, rows, v, p.vectors, acc);
-        if constexpr (MR == 1) dot_steps<MR, 4>(x, g, column, rows, v, p.vectors, acc);
-        dot_steps<MR, 1>(x, g, column, rows, v, p.vectors, acc);
+        if constexpr (MR == 1 && kLanes == 16) dot_steps<MR, KT, 8>(x, g, column, rows, v, p.vectors, acc);
+        if constexpr (MR == 1) dot_steps<MR, KT, 4>(x, g, column, rows, v, p.vectors, acc);
+        dot_steps<MR, KT, 1>(x, g, column, rows, v, p.vectors, acc);
     }
     alignas(64) float total[kLanes];
     store(total, sums(acc));
@@ -245,26 +244,30 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
     }
 }
 
+// MR rows against `count` columns; what is left over is computed in half a tile if that is enough.
+template <int MR>
+OW_INLINE void dot_tiles(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
+                         float* dw, int64_t height) {
+    constexpr int KT = kLanes / MR, half = KT > 1 ? KT / 2 : 1;
+    for (int64_t k = 0; k < count; k += KT) {
+        if (count - k > half) {
+            dot_tile<MR, KT>(in, out, p, columns + k, count - k, rows, dw + k * height, height);
+        } else {
+            dot_tile<MR, half>(in, out, p, columns + k, count - k, rows, dw + k * height, height);
+        }
+    }
+}
+
 // Rows [r0, r1) of one group against its columns [k, k + kLanes).
 OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count, const int32_t* rows, int64_t r0, int64_t r1,
                         const float* in, const float* out, const Places& p, float* dw) {
     int64_t r = r0;
-    for (; r + 4 <= r1; r += 4) {
-        for (int64_t k = 0; k < count; k += kLanes / 4) {
-            dot_tile<4>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
-        }
-    }
+    for (; r + 4 <= r1; r += 4) dot_tiles<4>(in, out, p, columns, count, rows + r, dw + r, a.height);
     if (r + 2 <= r1) {
-        for (int64_t k = 0; k < count; k += kLanes / 2) {
-            dot_tile<2>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
-        }
+        dot_tiles<2>(in, out, p, columns, count, rows + r, dw + r, a.height);
         r += 2;
     }
-    if (r < r1) {
-        for (int64_t k = 0; k < count; k += kLanes) {
-            dot_tile<1>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
-        }
-    }
+    if (r < r1) dot_tiles<1>(in, out, p, columns, count, rows + r, dw + r, a.height);
 }
 
 // Adds to dw[k][row] for the stored columns [k0, k1) of group g.  Padded rows are left alone.
