@@ -46,10 +46,49 @@ OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     return (m.n_columns + m.stored * (2 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
 }
 
+// Where one thread counts and places the columns of a group: a number for every kind in every window, and the end of the last.
+struct Cells {
+    const int32_t* of;  // [n_columns]: the cell of each column
+    int32_t* mine;      // [cells]
+    int64_t cells;
+};
+
+OW_INLINE void count_group(const Stored& m, const Cells& c, int64_t g, int32_t* starts, int64_t stride) {
+    std::memset(c.mine, 0, static_cast<size_t>(c.cells) * 4);
+    for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) ++c.mine[c.of[m.columns[k]]];
+    for (int64_t cell = 0; cell < c.cells; ++cell) starts[cell * stride + g] = c.mine[cell];
+}
+
+// Counts become places.
+OW_INLINE void add_up(const Sorting& s, int64_t groups, int32_t* starts, int64_t stride) {
+    int32_t next = 0;
+    for (int64_t w = 0; w < s.windows; ++w) {
+        for (int64_t g = 0; g < groups; ++g) {
+            for (int64_t kind = 0; kind <= s.kinds(); ++kind) {
+                int32_t& cell = starts[(w * (s.kinds() + 1) + kind) * stride + g];
+                const int32_t count = cell;
+                cell = next;
+                next += count;
+            }
+        }
+    }
+}
+
+OW_INLINE void place_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, const int32_t* starts, int64_t stride,
+                           int32_t* columns, int32_t* order, float* values) {
+    for (int64_t cell = 0; cell < c.cells; ++cell) c.mine[cell] = starts[cell * stride + g];
+    for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
+        const int32_t to = c.mine[c.of[m.columns[k]]]++;
+        columns[to] = a.columns[k];
+        order[to] = k;
+        for (int64_t r = 0; a.values != nullptr && r < m.height; ++r) values[to * m.height + r] = a.values[k * m.height + r];
+    }
+}
+
 // Sorts a matrix whose index has been checked; columns of one kind keep their order.
 [[maybe_unused]] static Sorted sort_columns(const Stored& m, const Lowered& a, const Sorting& s, Memory& memory, int threads) {
-    const int64_t kinds = s.kinds(), all = m.n_columns / s.taps, channels = (all + s.windows - 1) / s.windows, cells = s.starts();
     if (s.whole()) return {a, nullptr, nullptr, 1, 1, 0, true};
+    const int64_t kinds = s.kinds(), channels = (m.n_columns / s.taps + s.windows - 1) / s.windows, cells = s.starts();
     const int64_t stride = odd_lines(m.groups);
     int32_t* cell_of = memory.take<int32_t>(m.n_columns);
     int32_t* columns = memory.take<int32_t>(m.stored);
@@ -63,37 +102,13 @@ OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     }
 #pragma omp parallel num_threads(threads) if (m.stored > 4096)
     {
-        int32_t* mine = cursors + omp_get_thread_num() * cells;
+        const Cells own{cell_of, cursors + omp_get_thread_num() * cells, cells};
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < m.groups; ++g) {
-            std::memset(mine, 0, static_cast<size_t>(cells) * 4);
-            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) ++mine[cell_of[m.columns[k]]];
-            for (int64_t cell = 0; cell < cells; ++cell) starts[cell * stride + g] = mine[cell];
-        }
+        for (int64_t g = 0; g < m.groups; ++g) count_group(m, own, g, starts, stride);
 #pragma omp single
-        {
-            int32_t next = 0;
-            for (int64_t w = 0; w < s.windows; ++w) {
-                for (int64_t g = 0; g < m.groups; ++g) {
-                    for (int64_t kind = 0; kind <= kinds; ++kind) {
-                        int32_t& cell = starts[(w * (kinds + 1) + kind) * stride + g];
-                        const int32_t count = cell;
-                        cell = next;
-                        next += count;
-                    }
-                }
-            }
-        }
+        add_up(s, m.groups, starts, stride);
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < m.groups; ++g) {
-            for (int64_t cell = 0; cell < cells; ++cell) mine[cell] = starts[cell * stride + g];
-            for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
-                const int32_t to = mine[cell_of[m.columns[k]]]++;
-                columns[to] = a.columns[k];
-                order[to] = k;
-                for (int64_t r = 0; a.values != nullptr && r < m.height; ++r) values[to * m.height + r] = a.values[k * m.height + r];
-            }
-        }
+        for (int64_t g = 0; g < m.groups; ++g) place_group(m, a, own, g, starts, stride, columns, order, values);
     }
     Lowered sorted = a;
     sorted.columns = columns;
