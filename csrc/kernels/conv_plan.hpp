@@ -11,7 +11,7 @@ namespace OPENWORK_ISA_NAMESPACE {
 constexpr int64_t kSpareLines = 4;  // of a window, so that it seldom has to be moved
 constexpr int64_t kFetches = 8;     // of what is read next, during one pass over the weights
 constexpr int64_t kNarrow = 8;      // pixels of a line, up to which padding beside it is passed over
-constexpr int64_t kShort = 32;      // lines of an image, up to which padding above and below it is
+constexpr int64_t kShort = 16;      // lines of an image, up to which padding above and below it is
 
 // Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
 OW_INLINE int64_t batch_lanes(int64_t batch) {

@@ -67,7 +67,7 @@ def test_lanes_beyond_the_batch(geometry, height):
     """What stands there is neither read into results nor into moments."""
     conv = Conv(24, 5, 21, *GEOMETRIES[geometry])
     pattern = random_pattern(conv.rows, conv.columns, height, 0.4)
-    values, window = random_values(pattern), Window(*(conv.window[key] for key in ("kernel_size", "stride", "padding", "dilation")))
+    values, window = random_values(pattern), Window(**conv.window)
     size = (conv.batch, conv.channels, *conv.size)
     clean = native.numbers(torch.randn(size))[0].x
     spoilt = clean.clone()
