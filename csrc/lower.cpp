@@ -86,7 +86,7 @@ Failure lower(const Stored& m, const Addressing& at, const float* bias, char* me
     for (int64_t r = 0; r < m.n_rows; ++r) {
         if (!seen[r]) missing[n_missing++] = static_cast<int32_t>(r);
     }
-    out = {m.groups, m.height, m.n_rows, full, m.offsets, columns, rows, m.rows, ordered != nullptr ? ordered : m.values, spread, missing, n_missing};
+    out = {m.groups, m.height, m.n_rows, full, m.offsets, m.offsets + 1, columns, rows, m.rows, ordered != nullptr ? ordered : m.values, spread, missing, n_missing};
     return nullptr;
 }
 

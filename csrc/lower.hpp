@@ -9,7 +9,8 @@ namespace openwork {
 struct Lowered {
     int64_t groups, height, n_rows;
     int64_t full_groups;      // groups before the first padded one
-    const int32_t* offsets;   // [groups + 1]
+    const int32_t* offsets;   // [groups], where each group's columns begin
+    const int32_t* ends;      // [groups]
     const int32_t* columns;   // [stored], element offset of each stored column
     const int32_t* rows;      // [groups][height], element offset of each row, -1 = padding
     const int32_t* row_ids;   // [groups][height], or null for the identity

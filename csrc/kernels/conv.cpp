@@ -1,83 +1,55 @@
 // Two-dimensional convolutions.  A thread carries 16 images at a time down their lines: it packs the input lines that the next output
 // line needs, computes that line of every channel, and unpacks it.  What it reads and writes is NCHW or blocked; of NCHW the blocked
 // form never leaves the caches, and a blocked activation that is a formula is computed on the way in.
-#include "conv.hpp"
+#include "conv_plan.hpp"
 
 #include <omp.h>
 
 #include "../scratch.hpp"
-#include "cut.hpp"
-#include "lines.hpp"
-#include "tiles.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kSpareLines = 4;   // of a window, so that it seldom has to be moved
-constexpr int64_t kDotFloats = 512;  // places that one reduction of the weight gradient runs over
-
-// Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
-int64_t batch_lanes(int64_t batch) {
-    int64_t lanes = kBatchLanes;
-    while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
-    return lanes;
-}
-
-struct Plan {
-    int64_t lanes, panels, out_height, vectors;  // vectors in one output line of a channel
-    SlabShape in, out;
+struct Forward {
+    Plan plan;
+    Slab in, out;
+    Activation x;
+    const float* bias;
+    Result y;
+    int64_t lines, out_lines;  // of the windows
+    Sorted a;
 };
 
-// The lanes of blocked activations are given: they have 16.
-Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
-    Plan p;
-    p.lanes = blocked ? kBatchLanes : batch_lanes(image.batch);
-    p.panels = (image.batch + p.lanes - 1) / p.lanes;
-    p.out_height = image.out_height();
-    const int64_t out_width = image.out_width(), strip = up(out_width * p.lanes, kBatchLanes);
-    p.vectors = strip / kLanes;
-    const int64_t padded = image.width + 2 * image.pad_w;
-    const int64_t reach = strip / p.lanes + (image.span_w() - 1) / image.stride_w;
-    p.in = {p.lanes, image.batch, m.n_columns / image.taps(), image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
-            most((padded + image.stride_w - 1) / image.stride_w, reach), plain_in};
-    p.out = {p.lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / p.lanes, plain_out};
-    return p;
-}
-
-// Offset of every tap from the place where an output's window begins.
-const int64_t* tap_offsets(const Image& image, const SlabShape& in, Memory& memory) {
-    int64_t* taps = memory.take<int64_t>(image.taps());
-    for (int64_t i = 0; i < image.kernel_h; ++i) {
-        for (int64_t j = 0; j < image.kernel_w; ++j) {
-            const int64_t w = j * image.dilation_w, place = w % in.phases * in.pixels + w / in.phases;
-            taps[i * image.kernel_w + j] = i * image.dilation_h * slab_line(in) + place * in.lanes;
+// One output line of single rows, whose windows begin at `in`: a few pixels at a time, window by window of input channels.
+void line_of_windows(const Sorted& a, const Range& kinds, const float* in, float* out, int64_t vectors, LinesAhead& ahead) {
+    const int64_t piece = piece_of(1, vectors);
+    for (int64_t v = 0; v < vectors; v += piece) {
+        const int64_t at = v * kLanes, count = least(piece, vectors - v);
+        for (int64_t w = 0; w < a.windows; ++w) {
+            ahead.fetch(v * a.windows + w, vectors * a.windows);
+            cut_product(a.range(w, kinds.from, kinds.to), w == 0, in + at, out + at, count);
         }
     }
-    return taps;
 }
 
-// Lines of an input window that holds the windows of `outputs` output lines.
-int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
-    const int64_t least_lines = (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
-    return most(least_lines, least(least_lines + kSpareLines, image.height + 2 * image.pad_h));
+// Output line h.
+void forward_line(const Forward& f, int64_t h, const float* in, float* out, LinesAhead ahead) {
+    const Sorted& a = f.a;
+    const Range kinds = kinds_of_line(f.plan, a, h);
+    if (f.plan.by == By::kTap) {
+        line_of_taps<Gather, GatherMore>(a, f.plan.image, h, in, out, ahead);
+    } else if (a.windows > 1) {
+        line_of_windows(a, kinds, in, out, f.plan.vectors, ahead);
+    } else {
+        line_of_pieces<Gather>(a.range(0, kinds.from, kinds.to), in, out, f.plan.vectors, ahead);
+    }
+    fill_missing(a.a, f.bias, out, f.out.channel, f.plan.vectors);
 }
-
-struct Forward {
-    const Lowered* a;
-    const Image* image;
-    Slab in, out;
-    const Activation& x;
-    const float* bias;
-    const Result& y;
-    int64_t vectors, out_height, out_lines;
-    int64_t piece;
-    Cuts cuts;
-};
 
 // Output lines [from, to) of one panel.
 void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Window window, float* out) {
-    const int64_t stride = f.image->stride_h, span = f.image->span_h();
+    const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h();
     const int64_t end = (to - 1) * stride + span;
     window.base = window.filled = from * stride;
     for (int64_t h = from; h < to;) {
@@ -90,19 +62,7 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
                 read_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
                 window.filled = fill;
             }
-            float* to_line = out + i * f.out.line;
-            LinesAhead ahead(f.in, f.x, panel, window.filled, stride);
-            for (int64_t v = 0; v < f.vectors; v += f.piece) {
-                ahead.fetch(v / f.piece, (f.vectors + f.piece - 1) / f.piece);
-                const int64_t at = v * kLanes, count = least(f.piece, f.vectors - v);
-                const float* in = window.line(f.in, first) + at;
-                if (f.cuts.windows > 1) {
-                    cut_product(*f.a, f.cuts, in, to_line + at, count);
-                } else {
-                    product<Gather>(*f.a, 0, f.a->groups, in, to_line + at, count, 1);
-                }
-            }
-            fill_missing(*f.a, f.bias, to_line, f.out.channel, f.vectors);
+            forward_line(f, h, window.line(f.in, first), out + i * f.out.line, LinesAhead(f.in, f.x, panel, window.filled, stride));
         }
         write_lines(f.out, out, panel, h - flush, h, f.y);
     }
@@ -112,147 +72,47 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
-    const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
-    const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
+    const Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
-    const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes);
-    Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 + cut_bytes(m, windows) +
-                    threads * floats * 4 + 1024);
+    const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
+    const Sorting sorting{image.taps(), image.kernel_w, windows, p.by};
+    Forward parts[2];
+    int64_t floats = 0;
+    for (int i = 0; i < plans.count; ++i) {
+        Forward& f = parts[i];
+        f.plan = plans.parts[i];
+        f.lines = window_lines(image, f.plan.in, 1);
+        f.out_lines = slab_grain(f.plan.out);
+        floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
+    }
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + threads * floats * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
-    Lowered a;
-    Forward f{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), x, bias, y, p.vectors, p.out_height, out_lines,
-              piece_of(m.height, p.vectors), {nullptr, 1}};
-    const Addressing at{f.in.channel, image.taps(), tap_offsets(image, p.in, memory), f.out.channel};
-    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    if (windows > 1) f.cuts = cut_columns(m, image.taps(), windows, memory.take<int32_t>((windows + 1) * m.groups), threads);
-    float* buffers = memory.take<float>(threads * floats);
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), total = p.panels * p.out_height;
-        float* mine = buffers + id * floats;
-        const int64_t stop = total * (id + 1) / team;
-        for (int64_t line = total * id / team; line < stop;) {
-            const int64_t panel = line / p.out_height, from = line % p.out_height;
-            const int64_t to = least(p.out_height, from + stop - line);
-            forward_lines(f, panel, from, to, {mine, lines, 0, 0}, mine + lines * f.in.line);
-            line += to - from;
-        }
-        drain_streams();
+    for (int i = 0; i < plans.count; ++i) {
+        Forward& f = parts[i];
+        f.in = make_slab(f.plan.in, memory);
+        f.out = make_slab(f.plan.out, memory);
+        f.x = from_image(x, f.plan.first, f.plan.in);
+        f.y = from_image(y, f.plan.first, f.plan.out);
+        f.bias = bias;
+        if (Failure wrong = lower_for(m, f.plan, sorting, bias, i == 0 ? nullptr : &parts[0].a, memory, threads, f.a)) return wrong;
     }
-    return nullptr;
-}
-
-namespace {
-
-struct Backward {
-    const Lowered* a;
-    const Image* image;
-    Slab in, out;
-    const Activation &g, &x;
-    const Result& dx;
-    int64_t vectors, out_height, block, dot_lines, piece;
-};
-
-// Output lines [from, to) of one panel: their share of the weight gradient is added to dw, and dx is written from the padded line at
-// which the window of line `from` begins to that of line `to`.  The windows of some lines before reach into it: those are added
-// again, in the same order as by whoever has these lines.
-void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Window x, Window dx, float* g, float* dw) {
-    const int64_t stride = b.image->stride_h, span = b.image->span_h(), own = from * stride;
-    const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
-    const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
-    x.base = x.filled = own;
-    dx.base = dx.filled = own - before * stride;
-    for (int64_t h = from - before; h < to;) {
-        const int64_t count = least(b.block, (h < from ? from : to) - h), first = h * stride, last = first + (count - 1) * stride + span;
-        read_lines(b.out, b.g, panel, h, h + count, g);
-        if (dw != nullptr && h >= from) {
-            x.slide(b.in, first, last);
-            if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
-            x.filled = most(x.filled, last);
-            LinesAhead ahead(b.in, b.x, panel, last, b.block * stride);
-            for (int64_t i = 0; i < count; i += b.dot_lines) {
-                const Places places{least(b.dot_lines, count - i), stride * b.in.line, b.out.line, b.vectors};
-                for (int64_t group = 0; group < b.a->groups; ++group) {
-                    ahead.fetch(i * b.a->groups + group, count * b.a->groups);
-                    dots(*b.a, group, group + 1, x.line(b.in, first + i * stride), g + i * b.out.line, places, dw);
-                }
-            }
-        }
-        h += count;
-        if (!b.dx.given()) continue;
-        dx.slide(b.in, first, last);
-        zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
-        dx.filled = last;
-        LinesAhead ahead(b.out, b.g, panel, h, b.block);
-        for (int64_t i = 0; i < count; ++i) {
-            for (int64_t v = 0; v < b.vectors; v += b.piece) {
-                ahead.fetch(i * b.vectors + least(v + b.piece, b.vectors) - 1, count * b.vectors);
-                const int64_t at = v * kLanes, vectors = least(b.piece, b.vectors - v);
-                product<Scatter>(*b.a, 0, b.a->groups, dx.line(b.in, first + i * stride) + at, g + i * b.out.line + at, vectors, 1);
-            }
-        }
-        // The lines before the next block's first one are complete.
-        const bool end = h == b.out_height;
-        const int64_t done = end ? last : least(last, first + count * stride), begin = most(first, own);
-        if (begin < done) write_lines(b.in, dx.line(b.in, begin), panel, begin, done, b.dx);
-        for (int64_t l = most(done, own); l < (end ? all : least(all, first + count * stride)); ++l) {
-            zero_lines(b.in, dx.lines, 1);
-            dx.base = dx.filled = l;
-            write_lines(b.in, dx.lines, panel, l, l + 1, b.dx);
-        }
-    }
-}
-
-}  // namespace
-
-Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
-    const int64_t weights = m.stored * m.height;
-    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
-    if (image.batch == 0) return nullptr;
-    const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
-    const Plan p = plan(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
-    const int64_t dot_lines = most<int64_t>(1, kDotFloats / (p.vectors * kLanes));
-    const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out));
-    const int64_t lines = window_lines(image, p.in, block);
-    const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
-    const int64_t floats = windows * lines * slab_line(p.in) + block * slab_line(p.out);
-    Scratch scratch(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 +
-                    threads * (floats + private_dw) * 4 + 1024);
-    if (scratch.data() == nullptr) return "out of memory";
-    Memory memory{scratch.data()};
-    Lowered a;
-    Backward b{&a, &image, make_slab(p.in, memory), make_slab(p.out, memory), g, x, dx, p.vectors, p.out_height, block, dot_lines,
-               piece_of(m.height, p.vectors)};
-    const Addressing at{b.in.channel, image.taps(), tap_offsets(image, p.in, memory), b.out.channel};
-    if (Failure wrong = lower(m, at, nullptr, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     float* buffers = memory.take<float>(threads * floats);
-    float* copies = memory.take<float>(threads * private_dw);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         float* mine = buffers + id * floats;
-        float* my_dw = dw == nullptr ? nullptr : id == 0 ? dw : copies + id * private_dw;
-        if (my_dw != nullptr && id > 0) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
-        float* out = mine + windows * lines * b.in.line;
-        // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
-        const int64_t grain = p.panels % team == 0 ? p.out_height : 1, total = p.panels * p.out_height / grain;
-        const int64_t stop = total * (id + 1) / team * grain;
-        for (int64_t line = total * id / team * grain; line < stop;) {
-            const int64_t panel = line / p.out_height, from = line % p.out_height;
-            const int64_t to = least(p.out_height, from + stop - line);
-            float* dx_lines = mine + (windows - 1) * lines * b.in.line;
-            backward_lines(b, panel, from, to, {mine, lines, 0, 0}, {dx_lines, lines, 0, 0}, out, my_dw);
-            line += to - from;
+        for (int i = 0; i < plans.count; ++i) {
+            const Forward& f = parts[i];
+            const int64_t height = f.plan.out_height, total = f.plan.panels * height, stop = total * (id + 1) / team;
+            for (int64_t line = total * id / team; line < stop;) {
+                const int64_t panel = line / height, from = line % height, to = least(height, from + stop - line);
+                forward_lines(f, panel, from, to, {mine, f.lines, 0, 0}, mine + f.lines * f.in.line);
+                line += to - from;
+            }
         }
         drain_streams();
-#pragma omp barrier
-        for (int64_t i = weights * id / team; dw != nullptr && i < weights * (id + 1) / team; ++i) {
-            float sum = dw[i];
-            for (int64_t t = 1; t < team; ++t) sum += copies[t * private_dw + i];
-            dw[i] = sum;
-        }
     }
     return nullptr;
 }

@@ -18,7 +18,7 @@ OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) 
     for (int64_t i = 0; i < grain; ++i) {
         for (int64_t w = 0; w < shape.width; ++w) at[i * shape.width + w] = static_cast<int32_t>(i * line + w * kBatchLanes);
     }
-    return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false};
+    return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false, true};
 }
 
 struct FillLine {
@@ -28,10 +28,15 @@ struct FillLine {
 
     template <typename R>
     void run(const Lazy& z) const {
-        const int64_t strip = s.width * kBatchLanes;
-        for (int64_t c = 0; c < s.channels; ++c) {
+        const int64_t strip = s.width * kBatchLanes, channels = s.channels;
+        float* channel = to;
+        for (int64_t c = 0; c < channels; ++c, channel += s.channel) {
             const R read(z, c, offset + c * strip);
-            float* channel = to + c * s.channel;
+            if (s.straight) {
+                float* run = channel + s.at[0];
+                for (int64_t i = 0; i < strip; i += kLanes) store(run + i, read(i));
+                continue;
+            }
             for (int64_t w = 0; w < s.width; ++w) {
                 if (s.cropped && s.at[w] < 0) continue;
                 OW_UNROLL
@@ -40,28 +45,6 @@ struct FillLine {
         }
     }
 };
-
-// Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
-[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
-    const int64_t lanes = blocked_lanes(s.images, panel);
-    for (int64_t l = from; l < to; ++l) {
-        float* base = lines + (l - from) * s.line;
-        const int64_t h = l - s.pad_top;
-        if (h < 0 || h >= s.height) {
-            zero_lines(s, base, 1);
-            continue;
-        }
-        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
-        for (int64_t c = 0; c < s.channels; ++c) {
-            for (int64_t q = 0; q < s.n_holes; ++q) {
-                for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
-            }
-            for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
-                for (int64_t i = lanes; s.at[w] >= 0 && i < kBatchLanes; ++i) base[c * s.channel + s.at[w] + i] = 0.0f;
-            }
-        }
-    }
-}
 
 // Which lanes of each vector of a pixel belong to the batch: 1 where they do, else 0.
 struct Valid {
@@ -78,35 +61,78 @@ struct Valid {
     }
 };
 
-// One channel of a line whose pixels lie at `at`, to `out`.
-template <bool Stream>
-OW_INLINE void write_channel(const float* from, const int32_t* at, int64_t width, bool cropped, float* out) {
-    for (int64_t w = 0; w < width; ++w) {
-        OW_UNROLL
-        for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
-            const Vec v = cropped && at[w] < 0 ? Vec{} : load(from + at[w] + l);
-            if constexpr (Stream) {
-                stream(out + w * kBatchLanes + l, v);
-            } else {
-                store(out + w * kBatchLanes + l, v);
+// Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
+[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
+    const int64_t lanes = blocked_lanes(s.images, panel);
+    const Valid valid(lanes);
+    for (int64_t l = from; l < to; ++l) {
+        float* base = lines + (l - from) * s.line;
+        const int64_t h = l - s.pad_top;
+        if (h < 0 || h >= s.height) {
+            zero_lines(s, base, 1);
+            continue;
+        }
+        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
+        for (int64_t c = 0; c < s.channels; ++c) {
+            for (int64_t q = 0; q < s.n_holes; ++q) {
+                for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
+            }
+            for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
+                float* pixel = base + c * s.channel + s.at[w];
+                for (int64_t i = 0; s.at[w] >= 0 && i < kBatchLanes; i += kLanes) store(pixel + i, valid.only<true>(load(pixel + i), i / kLanes));
             }
         }
     }
 }
 
-// How the pixels of a channel differ from the first: the sums of the differences and of their squares.
+template <bool Stream>
+OW_INLINE void write_vector(float* out, Vec v) {
+    if constexpr (Stream) {
+        stream(out, v);
+    } else {
+        store(out, v);
+    }
+}
+
+// One channel of a line, to `out`.
+template <bool Stream>
+OW_INLINE void write_channel(const Slab& s, const float* from, float* out) {
+    const int64_t width = s.width;
+    if (s.straight) {
+        from += s.at[0];
+        for (int64_t i = 0; i < width * kBatchLanes; i += kLanes) write_vector<Stream>(out + i, load(from + i));
+        return;
+    }
+    for (int64_t w = 0; w < width; ++w) {
+        OW_UNROLL
+        for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
+            write_vector<Stream>(out + w * kBatchLanes + l, s.cropped && s.at[w] < 0 ? Vec{} : load(from + s.at[w] + l));
+        }
+    }
+}
+
+// How the pixels of a channel differ from the first: the sums of the differences and of their squares.  Neighbours are summed apart,
+// so that one addition need not wait for the other.
 template <bool Ragged>
 OW_INLINE void spread(const float* from, const int32_t* at, int64_t width, const Valid& valid, Vec& sum, Vec& squares) {
     const Vec first = broadcast(from[at[0]]);
-    sum = squares = Vec{};
-    for (int64_t w = 0; w < width; ++w) {
+    Vec sums[2] = {Vec{}, Vec{}}, of_squares[2] = {Vec{}, Vec{}};
+    const auto add = [&](int64_t w, int side) {
         OW_UNROLL
         for (int64_t l = 0; l < kBatchLanes / kLanes; ++l) {
             const Vec d = valid.template only<Ragged>(load(from + at[w] + l * kLanes) - first, l);
-            sum += d;
-            squares += d * d;
+            sums[side] += d;
+            of_squares[side] += d * d;
         }
+    };
+    int64_t w = 0;
+    for (; w + 2 <= width; w += 2) {
+        add(w, 0);
+        add(w + 1, 1);
     }
+    if (w < width) add(w, 0);
+    sum = sums[0] + sums[1];
+    squares = of_squares[0] + of_squares[1];
 }
 
 // One line of a slab: written to `out` if that is given, and its moments, the mean and the sum of squared distances from it of every
@@ -126,7 +152,7 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
                 first[j] = from[s.at[0]];
                 spread<Ragged>(from, s.at, s.width, valid, sum[j], squares[j]);
             }
-            if (out != nullptr) write_channel<Stream>(from, s.at, s.width, s.cropped, out + (c + j) * strip);
+            if (out != nullptr) write_channel<Stream>(s, from, out + (c + j) * strip);
         }
         if (moments == nullptr) continue;
         for (int64_t j = n; j < kLanes; ++j) {

@@ -24,6 +24,7 @@ struct Slab {
     const int32_t* holes;        // places of a channel's line that no pixel goes to
     int64_t n_holes;
     bool cropped;
+    bool straight;               // the pixels of a line lie side by side, in order
 };
 
 struct SlabShape {
@@ -61,7 +62,8 @@ OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
     for (int64_t p = 0; p < places; ++p) {
         if (holes[p]) holes[n++] = static_cast<int32_t>(p * s.lanes);
     }
-    return {s.lanes, s.images, s.channels, s.height, s.width, s.pad_top, slab_channel(s), line, grain, at, holes, n, cropped};
+    return {s.lanes, s.images, s.channels, s.height, s.width, s.pad_top, slab_channel(s), line, grain, at, holes, n, cropped,
+            s.phases == 1 && !cropped};
 }
 
 OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::memset(lines, 0, static_cast<size_t>(count * s.line) * 4); }

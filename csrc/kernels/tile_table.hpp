@@ -41,6 +41,13 @@ constexpr Tiles kTiles[] = {{4, kGathered, {4, 3}, 6}, {2, {2, 4}, {2, 4}, 4}, {
 constexpr DotTiles kDotTiles{3, 6, 8, 4};
 #endif
 
+// Rows of a tile that is a single vector wide.
+#ifdef __AVX512F__
+constexpr int kLoneRows = 16;
+#else
+constexpr int kLoneRows = 8;
+#endif
+
 constexpr int kHeights = sizeof kTiles / sizeof kTiles[0];
 constexpr int64_t kTilesPerGroup = 4;  // of a linear layer's panel that share one pass over a group's weights
 constexpr int64_t kDotColumns = 24;    // whole tiles, whose strips and those of sixteen rows stay in L1 or nearly so

@@ -11,16 +11,16 @@
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
-// forward: out[row] = bias[row] + sum_k w[k][row] * in[column k]
+// forward: out[row] = bias[row] + sum_k w[k][row] * in[column k], or with out[row] itself for bias[row] if there is More
 
-template <int MR, int NV>
+template <int MR, int NV, bool More>
 OW_INLINE void gather_tile(const float* in, const int32_t* columns, const float* w, int64_t height, int64_t count, float* out,
                            const int32_t* rows, const float* bias) {
     Vec acc[MR][NV];
     OW_UNROLL
     for (int m = 0; m < MR; ++m) {
         OW_UNROLL
-        for (int v = 0; v < NV; ++v) acc[m][v] = broadcast(bias[m]);
+        for (int v = 0; v < NV; ++v) acc[m][v] = More ? load(out + rows[m] + kLanes * v) : broadcast(bias[m]);
     }
     for (int64_t k = 0; k < count; ++k, w += height) {
         const float* from = in + columns[k];
@@ -83,15 +83,19 @@ OW_INLINE void scatter_tile(float* in, const int32_t* columns, const float* w, i
     }
 }
 
-struct Gather {
+template <bool More>
+struct GatherInto {
     using In = const float;
     using Out = float;
     static constexpr Tile Tiles::*kShape = &Tiles::gather;
     template <int MR, int NV>
     OW_INLINE void tile(const float* in, const int32_t* c, const float* w, int64_t h, int64_t n, float* out, const int32_t* r, const float* b) {
-        gather_tile<MR, NV>(in, c, w, h, n, out, r, b);
+        gather_tile<MR, NV, More>(in, c, w, h, n, out, r, b);
     }
 };
+
+using Gather = GatherInto<false>;
+using GatherMore = GatherInto<true>;
 
 struct Scatter {
     using In = float;
@@ -106,7 +110,7 @@ struct Scatter {
 // All rows of group g against NV vectors, in register tiles of at most MR rows.
 template <typename Op, int MR, int NV>
 OW_INLINE void group_tile(const Lowered& a, int64_t g, typename Op::In* in, typename Op::Out* out) {
-    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height;
+    const int64_t first = a.offsets[g], count = a.ends[g] - first, h = a.height;
     const int32_t* columns = a.columns + first;
     const float* w = a.values + first * h;
     const int32_t* rows = a.rows + g * h;
@@ -119,6 +123,9 @@ OW_INLINE void group_tile(const Lowered& a, int64_t g, typename Op::In* in, type
         return;
     }
     for (; r + MR <= h; r += MR) Op::template tile<MR, NV>(in, columns, w + r, h, count, out, rows + r, bias + r);
+    if constexpr (MR > 8) {
+        if (r + 8 <= h) { Op::template tile<8, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 8; }
+    }
     if constexpr (MR > 4) {
         if (r + 4 <= h) { Op::template tile<4, NV>(in, columns, w + r, h, count, out, rows + r, bias + r); r += 4; }
     }
@@ -151,6 +158,7 @@ void strip(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typena
 // In the tiles that the table has for this height, of which those before entry I are for higher groups.
 template <typename Op, int I = 0>
 void product(const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors, int64_t block) {
+    if (vectors == 1 && a.height >= kLoneRows) return strip<Op, kLoneRows, 1>(a, g0, g1, in, out, vectors, block);
     if constexpr (I + 1 < kHeights) {
         if (a.height < kTiles[I].height) return product<Op, I + 1>(a, g0, g1, in, out, vectors, block);
     }
@@ -236,26 +244,30 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
     }
 }
 
+// MR rows against `count` columns, KT at a time; what is left over is computed in half a tile if that is enough.
+template <int MR, int KT>
+OW_INLINE void dot_tiles(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
+                         float* dw, int64_t height) {
+    constexpr int kHalf = (KT / 2 + 4 / MR - 1) / (4 / MR) * (4 / MR);
+    for (int64_t k = 0; k < count; k += KT) {
+        if (count - k > kHalf) {
+            dot_tile<MR, KT>(in, out, p, columns + k, count - k, rows, dw + k * height, height);
+        } else {
+            dot_tile<MR, kHalf>(in, out, p, columns + k, count - k, rows, dw + k * height, height);
+        }
+    }
+}
+
 // Rows [r0, r1) of one group against `count` columns.
 OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count, const int32_t* rows, int64_t r0, int64_t r1,
                         const float* in, const float* out, const Places& p, float* dw) {
     int64_t r = r0;
-    for (; r + 4 <= r1; r += 4) {
-        for (int64_t k = 0; k < count; k += kDotTiles.of_four) {
-            dot_tile<4, kDotTiles.of_four>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
-        }
-    }
+    for (; r + 4 <= r1; r += 4) dot_tiles<4, kDotTiles.of_four>(in, out, p, columns, count, rows + r, dw + r, a.height);
     if (r + 2 <= r1) {
-        for (int64_t k = 0; k < count; k += kDotTiles.of_two) {
-            dot_tile<2, kDotTiles.of_two>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
-        }
+        dot_tiles<2, kDotTiles.of_two>(in, out, p, columns, count, rows + r, dw + r, a.height);
         r += 2;
     }
-    if (r < r1) {
-        for (int64_t k = 0; k < count; k += kDotTiles.of_one) {
-            dot_tile<1, kDotTiles.of_one>(in, out, p, columns + k, count - k, rows + r, dw + k * a.height + r, a.height);
-        }
-    }
+    if (r < r1) dot_tiles<1, kDotTiles.of_one>(in, out, p, columns, count, rows + r, dw + r, a.height);
 }
 
 // Adds to dw[k][row] for the stored columns [k0, k1) of group g.  Padded rows are left alone.
@@ -278,7 +290,7 @@ OW_INLINE void dot_group(const Lowered& a, int64_t g, int64_t k0, int64_t k1, co
 
 // Adds to dw[k][row] for the groups [g0, g1).
 OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const float* in, const float* out, const Places& p, float* dw) {
-    for (int64_t g = g0; g < g1; ++g) dot_group(a, g, a.offsets[g], a.offsets[g + 1], in, out, p, dw);
+    for (int64_t g = g0; g < g1; ++g) dot_group(a, g, a.offsets[g], a.ends[g], in, out, p, dw);
 }
 
 // Groups [g0, g1) again, but `window` floats of the channels at a time, which are to stay in L2 meanwhile; worth it where a group's
@@ -288,7 +300,7 @@ OW_INLINE void dots_in_windows(const Lowered& a, int64_t g0, int64_t g1, int64_t
     for (int64_t g = g0; g < g1; ++g) next[g - g0] = a.offsets[g];
     for (int64_t limit = window;; limit += window) {
         for (int64_t g = g0; g < g1; ++g) {
-            const int64_t first = next[g - g0], end = a.offsets[g + 1];
+            const int64_t first = next[g - g0], end = a.ends[g];
             int64_t k = first;
             if (limit >= channels) k = end;
             while (k < end && a.columns[k] < limit) ++k;

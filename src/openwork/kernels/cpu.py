@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import openwork._native as native
 from openwork.kernels import register
-from openwork.kernels.window import LANES, Pair, Window, fills_blocks
+from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 
 _Index = tuple[Tensor, Tensor, Tensor]
@@ -105,11 +105,9 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     x, values, bias = _plain(x), _plain(values), _plain_or_none(bias)
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
-    matrix = stored(pattern, values)
-    for part in _parts(len(x)):
-        native.conv_forward(
-            nchw(x[part]), (y[part].data_ptr(), 0, 0), address(bias), len(x[part]), *geometry(size, window), *matrix, threads()
-        )
+    native.conv_forward(
+        nchw(x), (y.data_ptr(), 0, 0), address(bias), len(x), *geometry(size, window), *stored(pattern, values), threads()
+    )
     return y
 
 
@@ -125,14 +123,8 @@ def conv2d_backward(
     g, x, values = _plain(g), _plain_or_none(x), _plain_or_none(values)
     dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
-    total = dvalues
-    for part in _parts(len(g)):
-        own = dvalues if dvalues is None or not part.start else torch.empty_like(dvalues)
-        to = (address(_part(dx, part)), 0, 0)
-        conv2d_gradients(nchw(g[part]), nchw(_part(x, part)), len(g[part]), values, pattern, window, input_size, to, own)
-        if total is not None and own is not None and own is not total:
-            total += own
-    return dx, total
+    conv2d_gradients(nchw(g), nchw(x), len(g), values, pattern, window, input_size, (address(dx), 0, 0), dvalues)
+    return dx, dvalues
 
 
 def conv2d_gradients(
@@ -159,21 +151,6 @@ def conv2d_gradients(
     if any(dx) or dvalues is not None:
         size = geometry(input_size, window)
         native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
-
-
-def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return None if tensor is None else tensor[part]
-
-
-def _parts(batch: int) -> list[slice]:
-    """The batch, or its whole blocks and its rest where that would leave much of the last block empty.
-
-    The rest is computed with fewer images side by side.
-    """
-    whole = batch // LANES * LANES
-    if 0 < whole < batch and not fills_blocks(batch):
-        return [slice(0, whole), slice(whole, batch)]
-    return [slice(0, batch)]
 
 
 def kept_bytes(cols: Tensor) -> int:

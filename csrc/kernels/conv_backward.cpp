@@ -1,0 +1,205 @@
+// The gradients of a convolution, in one pass over the lines of the output gradient.
+#include "conv_plan.hpp"
+
+#include <omp.h>
+
+#include "../scratch.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
+constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
+constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
+constexpr int64_t kFewestColumns = 24;       // of a row in such a window, at least
+
+// The places over which a tap's weight gradients are summed.
+struct Share {
+    Places places;
+    int64_t in, out;  // where they begin
+};
+
+struct Backward {
+    Plan plan;
+    Slab in, out;
+    Activation g, x;
+    Result dx;
+    int64_t dot_lines, block, lines;  // lines summed at once, read at once, and of the windows
+    Sorted a;
+};
+
+// Of `count` output lines from h on, for the columns of a line of taps, or of a single one.
+Share share_of(const Backward& b, int64_t h, int64_t count, int64_t taps) {
+    const Image& m = b.plan.image;
+    const int64_t in_line = m.stride_h * b.in.line;
+    const Range lines = lines_of_tap(m, b.plan.by == By::kTap ? taps / m.kernel_w : taps, h, count);
+    Share s{{lines.to - lines.from, in_line, b.out.line, b.plan.vectors}, lines.from * in_line, lines.from * b.out.line};
+    if (b.plan.by == By::kTapLine) return s;
+    const Range pixels = pixels_of_tap(m, taps % m.kernel_w);
+    s.places.vectors = (pixels.to - pixels.from) * (kBatchLanes / kLanes);
+    s.in += pixels.from * kBatchLanes;
+    s.out += pixels.from * kBatchLanes;
+    return s;
+}
+
+// Adds the weight gradients that `count` output lines from h on make; the windows of the first begin at `in`.
+void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, const float* out, LinesAhead ahead, Share* shares, float* dw) {
+    const Lowered& a = b.a.a;
+    const Image& m = b.plan.image;
+    const Range first = taps_of_line(m, h), last = taps_of_line(m, h + count - 1);
+    const bool inner = b.plan.by == By::kTapLine && least(first.to, last.to) - most(first.from, last.from) == m.kernel_h;
+    const bool whole = b.plan.by == By::kNothing || inner;
+    const int64_t shared = whole ? 1 : b.plan.by == By::kTap ? m.taps() : m.kernel_h, each = b.a.kinds / shared;
+    const int64_t step = (a.groups + kFetches - 1) / kFetches, all = b.a.windows * a.groups * shared;
+    if (whole) shares[0] = {{count, m.stride_h * b.in.line, b.out.line, b.plan.vectors}, 0, 0};
+    for (int64_t i = 0; i < shared && !whole; ++i) shares[i] = share_of(b, h, count, i);
+    for (int64_t w = 0; w < b.a.windows; ++w) {
+        const Lowered window = b.a.range(w, 0, each);
+        for (int64_t g = 0; g < a.groups; ++g) {
+            for (int64_t i = 0; i < shared; ++i) {
+                if (g % step == 0) ahead.fetch((w * a.groups + g) * shared + i, all);
+                const Share& s = shares[i];
+                const int64_t at = i * each * b.a.stride + g;
+                dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, s.places, dw);
+            }
+        }
+    }
+}
+
+// Adds what output line h passes on to the inputs, whose windows begin at `in`.
+void scatter_line(const Backward& b, int64_t h, float* in, const float* out, LinesAhead ahead) {
+    if (b.plan.by == By::kTap) return line_of_taps<Scatter, Scatter>(b.a, b.plan.image, h, in, out, ahead);
+    const Range kinds = kinds_of_line(b.plan, b.a, h);
+    for (int64_t w = 0; w < b.a.windows; ++w) {
+        line_of_pieces<Scatter>(b.a.range(w, kinds.from, kinds.to), in, out, b.plan.vectors, ahead);
+    }
+}
+
+// Output lines [from, to) of one panel: their share of the weight gradient is added to dw, and dx is written from the padded line at
+// which the window of line `from` begins to that of line `to`.  The windows of some lines before reach into it: those are added
+// again, in the same order as by whoever has these lines.
+void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Window x, Window dx, float* g, Share* shares, float* dw) {
+    const int64_t stride = b.plan.image.stride_h, span = b.plan.image.span_h(), own = from * stride;
+    const int64_t all = most(b.plan.image.height + b.plan.image.pad_h, (b.plan.out_height - 1) * stride + span);
+    const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
+    x.base = x.filled = own;
+    dx.base = dx.filled = own - before * stride;
+    for (int64_t h = from - before; h < to;) {
+        const int64_t count = least(b.block, (h < from ? from : to) - h), first = h * stride, last = first + (count - 1) * stride + span;
+        read_lines(b.out, b.g, panel, h, h + count, g);
+        if (dw != nullptr && h >= from) {
+            x.slide(b.in, first, last);
+            if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
+            x.filled = most(x.filled, last);
+            for (int64_t i = 0; i < count; i += b.dot_lines) {
+                const int64_t n = least(b.dot_lines, count - i);
+                const LinesAhead ahead(b.in, b.x, panel, last + i * stride, n * stride);
+                add_dots(b, h + i, n, x.line(b.in, first + i * stride), g + i * b.out.line, ahead, shares, dw);
+            }
+        }
+        h += count;
+        if (!b.dx.given()) continue;
+        dx.slide(b.in, first, last);
+        zero_lines(b.in, dx.line(b.in, dx.filled), last - dx.filled);
+        dx.filled = last;
+        for (int64_t i = 0; i < count; ++i) {
+            const LinesAhead ahead(b.out, b.g, panel, h + i, 1);
+            scatter_line(b, h - count + i, dx.line(b.in, first + i * stride), g + i * b.out.line, ahead);
+        }
+        // The lines before the next block's first one are complete.
+        const bool end = h == b.plan.out_height;
+        const int64_t done = end ? last : least(last, first + count * stride), begin = most(first, own);
+        if (begin < done) write_lines(b.in, dx.line(b.in, begin), panel, begin, done, b.dx);
+        for (int64_t l = most(done, own); l < (end ? all : least(all, first + count * stride)); ++l) {
+            zero_lines(b.in, dx.lines, 1);
+            dx.base = dx.filled = l;
+            write_lines(b.in, dx.lines, panel, l, l + 1, b.dx);
+        }
+    }
+}
+
+Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
+    const Image& image = p.image;
+    const int64_t lines = (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
+    if (m.height > 1) return {image.taps(), image.kernel_w, 1, p.by};
+    const int64_t windows = least(cut_windows(m, image.taps(), lines * slab_channel(p.in), kDotWindow), m.stored / (rows * kFewestColumns));
+    return {image.taps(), image.kernel_w, lines * slab_line(p.in) > kDotWhole ? most<int64_t>(windows, 1) : 1, By::kNothing};
+}
+
+// One thread's lines of one part.
+void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, Share* shares, float* dw) {
+    const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
+    // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
+    const int64_t grain = b.plan.panels % team == 0 ? height : 1, total = b.plan.panels * height / grain;
+    const int64_t stop = total * (id + 1) / team * grain;
+    for (int64_t line = total * id / team * grain; line < stop;) {
+        const int64_t panel = line / height, from = line % height, to = least(height, from + stop - line);
+        const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
+        backward_lines(b, panel, from, to, x, dx, mine + windows * window, shares, dw);
+        line += to - from;
+    }
+}
+
+}  // namespace
+
+Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
+    const int64_t weights = m.stored * m.height;
+    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
+    if (image.batch == 0) return nullptr;
+    const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
+    Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
+    const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
+    Backward parts[2];
+    int64_t floats = 0;
+    for (int i = 0; i < plans.count; ++i) {
+        Backward& b = parts[i];
+        b.plan = plans.parts[i];
+        b.dot_lines = most<int64_t>(1, kDotFloats / (b.plan.vectors * kLanes));
+        b.block = most(least(b.dot_lines, b.plan.out_height), slab_grain(b.plan.out));
+        b.lines = window_lines(image, b.plan.in, b.block);
+        floats = most(floats, windows * b.lines * slab_line(b.plan.in) + b.block * slab_line(b.plan.out));
+    }
+    const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
+    const int64_t shares = up(sorting.kinds(), 8);
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) +
+                    threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + 1024);
+    if (scratch.data() == nullptr) return "out of memory";
+    Memory memory{scratch.data()};
+    for (int i = 0; i < plans.count; ++i) {
+        Backward& b = parts[i];
+        b.in = make_slab(b.plan.in, memory);
+        b.out = make_slab(b.plan.out, memory);
+        b.g = from_image(g, b.plan.first, b.plan.out);
+        b.x = from_image(x, b.plan.first, b.plan.in);
+        b.dx = from_image(dx, b.plan.first, b.plan.in);
+        if (Failure wrong = lower_for(m, b.plan, sorting, nullptr, i == 0 ? nullptr : &parts[0].a, memory, threads, b.a)) return wrong;
+        if (sorting.by == By::kNothing) b.plan.by = By::kNothing;
+    }
+    const int32_t* order = parts[0].a.order;
+    float* buffers = memory.take<float>(threads * floats);
+    float* copies = memory.take<float>(threads * private_dw);
+    Share* all_shares = memory.take<Share>(threads * shares);
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+        float* my_dw = dw == nullptr ? nullptr : id == 0 && order == nullptr ? dw : copies + id * private_dw;
+        if (my_dw != nullptr && my_dw != dw) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
+        for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, all_shares + id * shares, my_dw);
+        drain_streams();
+#pragma omp barrier
+        for (int64_t k = m.stored * id / team; dw != nullptr && k < m.stored * (id + 1) / team; ++k) {
+            float* to = dw + (order != nullptr ? order[k] : k) * m.height;
+            const float* first = order != nullptr ? copies : dw;
+            for (int64_t r = 0; r < m.height; ++r) {
+                float sum = first[k * m.height + r];
+                for (int64_t t = 1; t < team; ++t) sum += copies[t * private_dw + k * m.height + r];
+                to[r] = sum;
+            }
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork

@@ -1,0 +1,194 @@
+// What both directions of a convolution share: which lines and taps there are, and one line of a product.
+#pragma once
+
+#include "conv.hpp"
+#include "lines.hpp"
+#include "sorted.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+constexpr int64_t kSpareLines = 4;  // of a window, so that it seldom has to be moved
+constexpr int64_t kFetches = 8;     // of what is read next, during one pass over the weights
+constexpr int64_t kNarrow = 8;      // pixels of a line, up to which padding beside it is passed over
+constexpr int64_t kShort = 16;      // lines of an image, up to which padding above and below it is
+
+// Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
+OW_INLINE int64_t batch_lanes(int64_t batch) {
+    int64_t lanes = kBatchLanes;
+    while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
+    return lanes;
+}
+
+struct Range {
+    int64_t from, to;
+    bool empty() const { return from >= to; }
+};
+
+// Which of the `count` places start, start + step, ... lie in [from, to).
+OW_INLINE Range inside(int64_t start, int64_t step, int64_t count, int64_t from, int64_t to) {
+    const auto steps = [&](int64_t goal) { return goal <= start ? 0 : least(count, (goal - start + step - 1) / step); };
+    return {steps(from), steps(to)};
+}
+
+// The taps that an output line, or an output pixel, reads inside the image, and the outputs that read a tap there.
+OW_INLINE Range taps_of_line(const Image& m, int64_t h) { return inside(h * m.stride_h, m.dilation_h, m.kernel_h, m.pad_h, m.pad_h + m.height); }
+OW_INLINE Range taps_of_pixel(const Image& m, int64_t w) { return inside(w * m.stride_w, m.dilation_w, m.kernel_w, m.pad_w, m.pad_w + m.width); }
+OW_INLINE Range lines_of_tap(const Image& m, int64_t i, int64_t h, int64_t count) {
+    return inside(h * m.stride_h + i * m.dilation_h, m.stride_h, count, m.pad_h, m.pad_h + m.height);
+}
+OW_INLINE Range pixels_of_tap(const Image& m, int64_t j) { return inside(j * m.dilation_w, m.stride_w, m.out_width(), m.pad_w, m.pad_w + m.width); }
+
+// How the images of a batch, or some of them, are computed.
+struct Plan {
+    Image image;    // of these images alone
+    int64_t first;  // of them, in the batch
+    int64_t lanes, panels, out_height, vectors;  // vectors in one output line of a channel
+    By by;
+    SlabShape in, out;
+};
+
+struct Plans {
+    Plan parts[2];
+    int count;
+};
+
+// How the columns are sorted.  Single taps make lists long enough for row groups alone.
+OW_INLINE By sorted_by(const Stored& m, const Image& image, int64_t lanes) {
+    const bool narrow = image.pad_w > 0 && image.stride_w == 1 && image.out_width() <= kNarrow;
+    if (image.taps() == 1) return By::kNothing;
+    if (lanes == kBatchLanes && m.height >= 8 && narrow) return By::kTap;
+    return image.pad_h > 0 && image.out_height() <= kShort ? By::kTapLine : By::kNothing;
+}
+
+// The lanes of blocked activations are given: they have 16.
+OW_INLINE Plan make_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes, By by, bool plain_in, bool plain_out) {
+    const int64_t out_width = image.out_width(), strip = up(out_width * lanes, kBatchLanes), channels = m.n_columns / image.taps();
+    const int64_t padded = image.width + 2 * image.pad_w, reach = strip / lanes + (image.span_w() - 1) / image.stride_w;
+    Plan p{image, first, lanes, (image.batch + lanes - 1) / lanes, image.out_height(), strip / kLanes, by, {}, {}};
+    p.in = {lanes, image.batch, channels, image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
+            most((padded + image.stride_w - 1) / image.stride_w, reach), plain_in};
+    if (by == By::kTap) p.in.pad_left = 0, p.in.pixels = image.width;
+    p.out = {lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / lanes, plain_out};
+    return p;
+}
+
+// A few images more than fill panels are computed with fewer lanes.  Their columns have the same order.
+OW_INLINE Plans make_plans(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
+    const int64_t rest = image.batch % kBatchLanes, whole = image.batch - rest;
+    const int64_t lanes = blocked || whole > 0 ? kBatchLanes : batch_lanes(image.batch);
+    const bool split = !blocked && whole > 0 && rest > 0 && 2 * rest <= kBatchLanes;
+    Image most_images = image, few = image;
+    if (split) most_images.batch = whole;
+    few.batch = rest;
+    const By by = sorted_by(m, image, lanes);
+    Plans plans{{make_plan(m, most_images, 0, lanes, by, plain_in, plain_out), {}}, 1};
+    if (!split) return plans;
+    plans.parts[plans.count++] = make_plan(m, few, whole, batch_lanes(rest), by == By::kTap ? By::kTapLine : by, plain_in, plain_out);
+    return plans;
+}
+
+// Offset of every tap from the place where an output's window begins, or would if there were padding.
+OW_INLINE const int64_t* tap_offsets(const Plan& p, Memory& memory) {
+    const Image& image = p.image;
+    int64_t* taps = memory.take<int64_t>(image.taps());
+    for (int64_t i = 0; i < image.kernel_h; ++i) {
+        for (int64_t j = 0; j < image.kernel_w; ++j) {
+            const int64_t w = j * image.dilation_w, place = w % p.in.phases * p.in.pixels + w / p.in.phases;
+            const int64_t cut = p.by == By::kTap ? image.pad_w : 0;
+            taps[i * image.kernel_w + j] = i * image.dilation_h * slab_line(p.in) + (place - cut) * p.lanes;
+        }
+    }
+    return taps;
+}
+
+OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting& sorting, int threads) {
+    int64_t bytes = sorted_bytes(m, sorting, threads);
+    for (int i = 0; i < plans.count; ++i) {
+        const Plan& p = plans.parts[i];
+        bytes += lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + p.image.taps() * 8 + m.stored * 4 + 512;
+    }
+    return bytes;
+}
+
+// The matrix against a plan's slabs, in the order that `before` has for another plan if that is given.
+OW_INLINE Failure lower_for(const Stored& m, const Plan& p, const Sorting& sorting, const float* bias, const Sorted* before, Memory& memory,
+                            int threads, Sorted& out) {
+    Lowered a;
+    const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p, memory), slab_channel(p.out)};
+    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    out = before == nullptr ? sort_columns(m, a, sorting, memory, threads) : sort_like(*before, m, a, memory);
+    return nullptr;
+}
+
+// Lines of an input window that holds the windows of `outputs` output lines.
+OW_INLINE int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
+    const int64_t least_lines = (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
+    return most(least_lines, least(least_lines + kSpareLines, image.height + 2 * image.pad_h));
+}
+
+// The kinds of columns that output line h uses, where they are sorted by lines of taps.
+OW_INLINE Range kinds_of_line(const Plan& p, const Sorted& a, int64_t h) {
+    if (p.by != By::kTapLine) return {0, 1};
+    const Range lines = taps_of_line(p.image, h);
+    const int64_t each = a.kinds / p.image.kernel_h;
+    return {lines.from * each, lines.to * each};
+}
+
+// NCHW from some image on; what is blocked begins where it did.
+OW_INLINE Activation from_image(Activation x, int64_t image, const SlabShape& s) {
+    if (x.plain != nullptr) x.plain += image * s.channels * s.height * s.width;
+    return x;
+}
+OW_INLINE Result from_image(Result y, int64_t image, const SlabShape& s) {
+    if (y.plain != nullptr) y.plain += image * s.channels * s.height * s.width;
+    return y;
+}
+
+// All groups against one output line, whose windows begin at `in`, piece by piece.
+template <typename Op>
+OW_INLINE void line_of_pieces(const Lowered& a, typename Op::In* in, typename Op::Out* out, int64_t vectors, LinesAhead& ahead) {
+    const int64_t step = (a.groups + kFetches - 1) / kFetches, piece = piece_of(a.height, vectors);
+    for (int64_t v = 0; v < vectors; v += piece) {
+        for (int64_t g = 0; g < a.groups; g += step) {
+            ahead.fetch(v * a.groups + g, vectors * a.groups);
+            product<Op>(a, g, least(g + step, a.groups), in + v * kLanes, out + v * kLanes, least(piece, vectors - v), 1);
+        }
+    }
+}
+
+// The same where every pixel passes over the taps that it reads in the padding: pixels that pass over the same ones at a time.
+template <typename Op, typename More>
+OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead) {
+    const Range lines = taps_of_line(image, h);
+    const int64_t width = image.out_width(), groups = s.a.groups, step = (groups + kFetches - 1) / kFetches, taps = image.kernel_w;
+    for (int64_t g = 0; g < groups; g += step) {
+        ahead.fetch(g, groups);
+        const int64_t stop = least(g + step, groups);
+        for (int64_t w = 0, end; w < width; w = end) {
+            const Range mine = taps_of_pixel(image, w);
+            for (end = w + 1; end < width; ++end) {
+                const Range next = taps_of_pixel(image, end);
+                if (next.from != mine.from || next.to != mine.to) break;
+            }
+            const int64_t at = w * kBatchLanes, vectors = (end - w) * (kBatchLanes / kLanes);
+            if (mine.from == 0 && mine.to == taps) {
+                product<Op>(s.range(0, lines.from * taps, lines.to * taps), g, stop, in + at, out + at, vectors, vectors);
+                continue;
+            }
+            // Without any tap the result is the bias.
+            const int64_t last = mine.empty() ? lines.from + 1 : most(lines.to, lines.from + 1);
+            for (int64_t i = lines.from; i < last; ++i) {
+                const Lowered part = lines.empty() || mine.empty() ? s.range(0, 0, 0) : s.range(0, i * taps + mine.from, i * taps + mine.to);
+                if (i == lines.from) {
+                    product<Op>(part, g, stop, in + at, out + at, vectors, vectors);
+                } else {
+                    product<More>(part, g, stop, in + at, out + at, vectors, vectors);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
