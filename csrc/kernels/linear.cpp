@@ -170,7 +170,9 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         if (Failure wrong = lower(m, {narrow, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
     }
     if (dw != nullptr) {
-        if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
+        // Small batches have one panel for both.
+        if (dx != nullptr && narrow == stride) for_dw = for_dx;
+        else if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
     }
     b.g_panels = memory.take<float>(copies * outputs * stride);
     if (dw != nullptr) b.x_panels = memory.take<float>(copies * inputs * stride);

@@ -51,6 +51,14 @@ def test_wide_layers(height, batch):
     check_linear(random_pattern(380, 177, height, 0.2, drop_rows=batch == 100), batch)
 
 
+@pytest.mark.parametrize("batch", [128, 141])
+def test_more_single_rows_than_fit_in_l2(batch):
+    """Every window is packed anew for the next rows; here the last window is narrow, some rows are much longer than others."""
+    pattern = random_pattern(1500, 190, 1, 0.2, drop_rows=True)
+    check_linear(pattern, batch)
+    check_linear(Pattern.from_mask((torch.rand(1500, 190) * torch.arange(1500)[:, None] / 1500) > 0.8), batch, bias=False)
+
+
 @pytest.mark.parametrize("size", [(70, 3), (3, 70), (64, 64)])
 @pytest.mark.parametrize("height", [1, 8])
 def test_images_larger_than_the_window(size, height):
