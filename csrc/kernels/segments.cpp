@@ -72,7 +72,8 @@ bool follow(const Matrix& m, int64_t from, int64_t to) {
 struct Panels {
     int64_t batch, units, count;
 
-    explicit Panels(int64_t all) : batch(all), units(up(all, kBatchLanes) / kBatchLanes), count((units * kBatchLanes / kLanes + kMostVectors - 1) / kMostVectors) {}
+    explicit Panels(int64_t all)
+        : batch(all), units(up(all, kBatchLanes) / kBatchLanes), count((units * kBatchLanes / kLanes + kMostVectors - 1) / kMostVectors) {}
     int64_t first(int64_t panel) const { return least(batch, units * panel / count * kBatchLanes); }
     int64_t samples(int64_t panel) const { return first(panel + 1) - first(panel); }
     int64_t widest() const { return up(units, count) / count * kBatchLanes; }
