@@ -1,4 +1,4 @@
-"""Taps that lie in the padding are passed over, in every way that columns are sorted for it, and so are lanes beyond the batch."""
+"""Taps that lie in the padding are passed over, however columns are sorted for that, and so are lanes beyond the batch."""
 
 import pytest
 import torch
