@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -32,12 +33,16 @@ def warm_allocator() -> None:
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each function; they take turns, so that a slow moment of the machine hits all of them."""
+    """Median milliseconds of each function; they take turns, so that a slow moment of the machine hits all of them.
+
+    Every round has an order of its own: whoever follows another function finds in the caches what that one has left there.
+    """
     for function in functions.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
+    order = random.Random(0)
     for _ in range(repeats):
-        for name, function in functions.items():
+        for name, function in order.sample(list(functions.items()), len(functions)):
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
