@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include "../scratch.hpp"
+#include "conv_plan.hpp"
 #include "cut.hpp"
 #include "lines.hpp"
 #include "tiles.hpp"
@@ -14,56 +15,14 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kSpareLines = 4;   // of a window, so that it seldom has to be moved
 constexpr int64_t kDotFloats = 512;  // places that one reduction of the weight gradient runs over
-
-// Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
-int64_t batch_lanes(int64_t batch) {
-    int64_t lanes = kBatchLanes;
-    while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
-    return lanes;
-}
-
-struct Plan {
-    int64_t lanes, panels, out_height, vectors;  // vectors in one output line of a channel
-    SlabShape in, out;
-};
 
 // Vectors that are computed between two fetches of what is read next: a tile's.
 int64_t piece_of(const Stored& m) { return m.height >= 8 ? 2 : m.height >= 4 ? 4 : 8; }
 
 // The lanes of blocked activations are given: they have 16.
-Plan plan(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
-    Plan p;
-    p.lanes = blocked ? kBatchLanes : batch_lanes(image.batch);
-    p.panels = (image.batch + p.lanes - 1) / p.lanes;
-    p.out_height = image.out_height();
-    const int64_t out_width = image.out_width(), strip = up(out_width * p.lanes, kBatchLanes);
-    p.vectors = strip / kLanes;
-    const int64_t padded = image.width + 2 * image.pad_w;
-    const int64_t reach = strip / p.lanes + (image.span_w() - 1) / image.stride_w;
-    p.in = {p.lanes, image.batch, m.n_columns / image.taps(), image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
-            most((padded + image.stride_w - 1) / image.stride_w, reach), plain_in};
-    p.out = {p.lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / p.lanes, plain_out};
-    return p;
-}
-
-// Offset of every tap from the place where an output's window begins.
-const int64_t* tap_offsets(const Image& image, const SlabShape& in, Memory& memory) {
-    int64_t* taps = memory.take<int64_t>(image.taps());
-    for (int64_t i = 0; i < image.kernel_h; ++i) {
-        for (int64_t j = 0; j < image.kernel_w; ++j) {
-            const int64_t w = j * image.dilation_w, place = w % in.phases * in.pixels + w / in.phases;
-            taps[i * image.kernel_w + j] = i * image.dilation_h * slab_line(in) + place * in.lanes;
-        }
-    }
-    return taps;
-}
-
-// Lines of an input window that holds the windows of `outputs` output lines.
-int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
-    const int64_t least_lines = (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
-    return most(least_lines, least(least_lines + kSpareLines, image.height + 2 * image.pad_h));
+Plan plan_of(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
+    return plan(m, image, blocked ? kBatchLanes : batch_lanes(image.batch), kBatchLanes, plain_in, plain_out);
 }
 
 struct Forward {
@@ -115,7 +74,7 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plan p = plan(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    const Plan p = plan_of(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
     const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
     const int64_t floats = lines * slab_line(p.in) + out_lines * slab_line(p.out);
     const int64_t reach = least(p.vectors, piece_of(m)) * kLanes / p.lanes + image.span_w() - 1;
@@ -215,7 +174,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
     if (image.batch == 0) return nullptr;
     const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
-    const Plan p = plan(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
+    const Plan p = plan_of(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t dot_lines = most<int64_t>(1, kDotFloats / (p.vectors * kLanes));
     const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out));
     const int64_t lines = window_lines(image, p.in, block);

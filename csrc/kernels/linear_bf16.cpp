@@ -40,26 +40,21 @@ Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bia
     const int64_t parts = most<int64_t>(1, threads / units), owners = least<int64_t>(units, threads);
     const int64_t width = least(kForwardTiles, (units + owners - 1) / owners) * kTile;
     const Panel in_at{kTile, (inputs + 1) * kTile}, out_at{kTile, outputs * kTile};
-    const int64_t in_size = (inputs + 1) * width, out_size = outputs * width, pairs = most_pairs(m);
-    Scratch scratch(static_cast<size_t>(lowered_bytes(m) + (m.groups + 1) * 8 + pairs * (2 + m.height) * 4 + threads * (in_size + out_size) * 2 + 1024));
+    const int64_t in_size = (inputs + 1) * width, out_size = outputs * width;
+    Scratch scratch(static_cast<size_t>(lowered_bytes(m) + pairs_bytes(m) + threads * (in_size + out_size) * 2 + 1024));
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     Lowered a;
     const int64_t zero = 0;
     if (Failure wrong = lower(m, {kTile, 1, &zero, kTile}, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    int64_t* first = memory.take<int64_t>(m.groups + 1);
-    int32_t* columns = memory.take<int32_t>(2 * pairs);
-    uint32_t* values = memory.take<uint32_t>(pairs * m.height);
+    const ColumnPairs c = make_pairs(m, a, memory);
     BFloat16* in = memory.take<BFloat16>(threads * in_size);
     BFloat16* out = memory.take<BFloat16>(threads * out_size);
-    first[0] = 0;
-    for (int64_t g = 0; g < a.groups; ++g) first[g + 1] = first[g] + (a.offsets[g + 1] - a.offsets[g] + 1) / 2;
-    const ColumnPairs c{first, columns, values};
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < a.groups; ++g) pair_group(a, g, static_cast<int32_t>(inputs * kTile), c, columns, values);
+        for (int64_t g = 0; g < a.groups; ++g) pair_group(a, g, static_cast<int32_t>(inputs * kTile), c);
         BFloat16* my_in = in + id * in_size;
         for (int64_t t = 0; t < width / kTile; ++t) std::memset(my_in + t * in_at.tile + inputs * kTile, 0, kTile * 2);
         // A runtime that grants fewer threads than asked for must still cover every share.
@@ -71,7 +66,7 @@ Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bia
                 const int64_t samples = least(width, end - s), tiles = up(samples, kTile) / kTile;
                 pack_tiles(x + s * inputs, inputs, samples, my_in, in_at);
                 gather_any(a, c, share(a, part, parts), share(a, part + 1, parts), my_in, in_at.tile, my_out, out_at.tile, tiles);
-                if (part == 0) fill_missing(a, bias, my_out, out_at.tile, tiles);
+                if (part == 0) fill_missing(a, bias, my_out, out_at.feature, out_at.tile, tiles);
                 if (parts == 1) unpack_tiles(my_out, out_at, outputs, 0, outputs, samples, y + s * outputs);
             }
         }

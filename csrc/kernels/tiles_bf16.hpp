@@ -73,10 +73,10 @@ OW_INLINE void gather_any(const Lowered& a, const ColumnPairs& c, int64_t g0, in
 }
 
 // Sets the rows that are in no group to their bias.
-OW_INLINE void fill_missing(const Lowered& a, const float* bias, BFloat16* out, int64_t out_tile, int64_t tiles) {
+OW_INLINE void fill_missing(const Lowered& a, const float* bias, BFloat16* out, int64_t row_stride, int64_t out_tile, int64_t tiles) {
     for (int64_t i = 0; i < a.n_missing; ++i) {
         const Vec value = broadcast(bias == nullptr ? 0.0f : bias[a.missing[i]]);
-        for (int64_t t = 0; t < tiles; ++t) _mm512_storeu_si512(out + t * out_tile + a.missing[i] * kTile, rounded(value, value));
+        for (int64_t t = 0; t < tiles; ++t) _mm512_storeu_si512(out + t * out_tile + a.missing[i] * row_stride, narrowed(value, value));
     }
 }
 

@@ -10,21 +10,30 @@ namespace OPENWORK_ISA_NAMESPACE {
 
 // The stored columns in pairs; a group's odd one goes with a feature of zeros.
 struct ColumnPairs {
-    const int64_t* first;     // [groups + 1], in pairs
-    const int32_t* columns;   // [pairs][2], element offsets
-    const uint32_t* values;   // [pairs][height], both columns' weights in one word
+    int64_t* first;     // [groups + 1], in pairs
+    int32_t* columns;   // [pairs][2], element offsets
+    uint32_t* values;   // [pairs][height], both columns' weights in one word
 };
 
 OW_INLINE int64_t most_pairs(const Stored& m) { return (m.stored + m.groups) / 2; }
+OW_INLINE int64_t pairs_bytes(const Stored& m) { return (m.groups + 1) * 8 + most_pairs(m) * (2 + m.height) * 4 + 192; }
 
-// Fills one group's part of `c`; `zeros` is the offset of a column of zeros.
-OW_INLINE void pair_group(const Lowered& a, int64_t g, int32_t zeros, const ColumnPairs& c, int32_t* columns, uint32_t* values) {
+// Room for all pairs; pair_group() fills them.
+OW_INLINE ColumnPairs make_pairs(const Stored& m, const Lowered& a, Memory& memory) {
+    const ColumnPairs c{memory.take<int64_t>(m.groups + 1), memory.take<int32_t>(2 * most_pairs(m)), memory.take<uint32_t>(most_pairs(m) * m.height)};
+    c.first[0] = 0;
+    for (int64_t g = 0; g < a.groups; ++g) c.first[g + 1] = c.first[g] + (a.offsets[g + 1] - a.offsets[g] + 1) / 2;
+    return c;
+}
+
+// `zeros` is the offset of a column of zeros.
+OW_INLINE void pair_group(const Lowered& a, int64_t g, int32_t zeros, const ColumnPairs& c) {
     const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height, pairs = c.first[g + 1] - c.first[g];
     const float* w = a.values + first * h;
-    columns += 2 * c.first[g];
+    int32_t* columns = c.columns + 2 * c.first[g];
     std::memcpy(columns, a.columns + first, static_cast<size_t>(count) * 4);
     if (count % 2) columns[count] = zeros;
-    values += c.first[g] * h;
+    uint32_t* values = c.values + c.first[g] * h;
     if (h == 1) {
         if (count % 2) values[pairs - 1] = 0;
         narrow(w, count, reinterpret_cast<BFloat16*>(values));

@@ -103,7 +103,7 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
     matrix = stored(pattern, values)
-    for part in _parts(len(x)):
+    for part in batch_parts(len(x)):
         native.conv_forward(
             nchw(x[part]), (y[part].data_ptr(), 0, 0), address(bias), len(x[part]), *geometry(size, window), *matrix, threads()
         )
@@ -123,10 +123,10 @@ def conv2d_backward(
     dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     total = dvalues
-    for part in _parts(len(g)):
+    for part in batch_parts(len(g)):
         own = dvalues if dvalues is None or not part.start else torch.empty_like(dvalues)
-        to = (address(_part(dx, part)), 0, 0)
-        conv2d_gradients(nchw(g[part]), nchw(_part(x, part)), len(g[part]), values, pattern, window, input_size, to, own)
+        to = (address(part_of(dx, part)), 0, 0)
+        conv2d_gradients(nchw(g[part]), nchw(part_of(x, part)), len(g[part]), values, pattern, window, input_size, to, own)
         if total is not None and own is not None and own is not total:
             total += own
     return dx, total
@@ -158,17 +158,18 @@ def conv2d_gradients(
         native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
 
 
-def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
+def part_of(tensor: Tensor | None, part: slice) -> Tensor | None:
+    """That part of the batch, if there is a tensor."""
     return None if tensor is None else tensor[part]
 
 
-def _parts(batch: int) -> list[slice]:
+def batch_parts(batch: int, lanes: int = LANES) -> list[slice]:
     """The batch, or its whole blocks and its rest where that would leave much of the last block empty.
 
     The rest is computed with fewer images side by side.
     """
-    whole = batch // LANES * LANES
-    if 0 < whole < batch and not fills_blocks(batch):
+    whole = batch // lanes * lanes
+    if 0 < whole < batch and not fills_blocks(batch, lanes):
         return [slice(0, whole), slice(whole, batch)]
     return [slice(0, batch)]
 
