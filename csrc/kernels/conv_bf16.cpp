@@ -1,5 +1,5 @@
-// Two-dimensional convolutions in bfloat16, summed in float, from and to NCHW.  As in conv.cpp, a thread carries some images down
-// their lines; 32 of them here, so that a pixel fills a vector.
+// Two-dimensional convolutions in bfloat16, summed in float, from and to NCHW.  As in conv.cpp, a thread carries 16 images down
+// their lines; a vector holds two neighbouring pixels of them.
 #include "conv_bf16.hpp"
 
 #include <omp.h>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kDotTiles = 16;  // tiles that one reduction of the weight gradient runs over
 
-Plan plan_of(const Stored& m, const Image& image) { return plan(m, image, batch_lanes(image.batch, kTile), kTile, true, true); }
+Plan plan_of(const Stored& m, const Image& image) { return plan(m, image, batch_lanes(image.batch), kTile, true, true); }
 
 int64_t tiles_of(const Plan& p) { return p.vectors * kLanes / kTile; }
 

@@ -9,7 +9,8 @@ namespace OPENWORK_ISA_NAMESPACE {
 constexpr int64_t kSpareLines = 4;   // of a window, so that it seldom has to be moved
 
 // Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
-OW_INLINE int64_t batch_lanes(int64_t batch, int64_t lanes = kBatchLanes) {
+OW_INLINE int64_t batch_lanes(int64_t batch) {
+    int64_t lanes = kBatchLanes;
     while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
     return lanes;
 }

@@ -58,9 +58,8 @@ OW_INLINE __m256i half(const BFloat16* from, __mmask16 lanes) { return _mm256_ma
 OW_INLINE __m256i half(const float* from, __mmask16 lanes) { return (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, from)); }
 
 // `count` places, at most 32, of the first `unit` lanes, at most 16, of which those from `lanes` on are 0.
-template <typename At>
-OW_INLINE void pack_block(const BFloat16* from, int64_t lane_stride, int64_t lanes, int64_t count, int64_t unit, const At& at,
-                          int64_t place, BFloat16* to) {
+OW_INLINE void pack_block(const BFloat16* from, int64_t lane_stride, int64_t lanes, int64_t count, int64_t unit, const int32_t* at,
+                          BFloat16* to) {
     const __m512i order = _mm512_set_epi64(0x001f001d001b0019, 0x0017001500130011, 0x000f000d000b0009, 0x0007000500030001,
                                            0x001e001c001a0018, 0x0016001400120010, 0x000e000c000a0008, 0x0006000400020000);
     const __mmask16 kept = first_lanes(unit);
@@ -71,7 +70,7 @@ OW_INLINE void pack_block(const BFloat16* from, int64_t lane_stride, int64_t lan
     OW_UNROLL
     for (int i = 0; i < kLanes; ++i) {
         const __m512i pair = _mm512_permutexvar_epi16(order, as_words(v[i]));
-        const int64_t one = 2 * i < count ? at(place + 2 * i) : -1, other = 2 * i + 1 < count ? at(place + 2 * i + 1) : -1;
+        const int32_t one = 2 * i < count ? at[2 * i] : -1, other = 2 * i + 1 < count ? at[2 * i + 1] : -1;
         if (one >= 0) _mm256_mask_storeu_epi16(to + one, kept, _mm512_castsi512_si256(pair));
         if (other >= 0) _mm256_mask_storeu_epi16(to + other, kept, _mm512_extracti64x4_epi64(pair, 1));
     }
@@ -102,22 +101,6 @@ OW_INLINE void unpack_block(const T* from, int64_t lane_stride, int64_t lanes, i
     }
 }
 
-// `count` contiguous places of `lanes` rows that lie `lane_stride` apart, into groups of `unit` lanes, of which the last are filled up
-// with 0.
-template <typename At>
-OW_INLINE void pack_places(const BFloat16* from, int64_t lane_stride, int64_t lanes, int64_t count, int64_t unit, const At& at, BFloat16* to) {
-    for (int64_t p = 0; p < count; p += kTile) {
-        for (int64_t l = 0; l < unit; l += kLanes) {
-            const BFloat16* block = from + l * lane_stride + p;
-            if (lanes - l >= kLanes && count - p >= kTile && unit - l >= kLanes) {
-                pack_block(block, lane_stride, kLanes, kTile, kLanes, at, p, to + l);
-            } else {
-                pack_block(block, lane_stride, lanes - l, least(kTile, count - p), unit - l, at, p, to + l);
-            }
-        }
-    }
-}
-
 template <bool Stream, typename T, typename At>
 OW_INLINE void unpack_places(const T* from, const At& at, int64_t count, int64_t lanes, BFloat16* to, int64_t lane_stride) {
     for (int64_t p = 0; p < count; p += kTile) {
@@ -134,7 +117,14 @@ OW_INLINE void unpack_places(const T* from, const At& at, int64_t count, int64_t
 
 // One move of a slab.
 OW_INLINE void pack(const Move& m, const BFloat16* from, BFloat16* to) {
-    pack_places(from, m.lane_stride, m.lanes, m.count, m.unit, Listed{m.at}, to);
+    for (int64_t p = 0; p < m.count; p += kTile) {
+        for (int64_t l = 0; l < m.lanes; ++l) __builtin_prefetch(from + l * m.lane_stride + p + m.ahead, 0, 2);
+        if (m.lanes == kLanes && m.count - p >= kTile) {
+            pack_block(from + p, m.lane_stride, kLanes, kTile, kLanes, m.at + p, to);
+        } else {
+            pack_block(from + p, m.lane_stride, m.lanes, least(kTile, m.count - p), m.unit, m.at + p, to);
+        }
+    }
 }
 template <typename T>
 OW_INLINE void unpack(const Move& m, const T* from, BFloat16* to) {

@@ -1,5 +1,5 @@
 // The layout that convolutions work on: lines of a padded image, [line][channel][phase][pixel][lane], the lanes being up to 16 images
-// of the batch, or 32 in bfloat16.  With a horizontal stride s the pixels of a line are split in s phases, so that neighbouring outputs always read
+// of the batch.  With a horizontal stride s the pixels of a line are split in s phases, so that neighbouring outputs always read
 // neighbouring places.  Only a window of some lines exists at a time; it slides down the image.
 #pragma once
 
@@ -73,7 +73,7 @@ OW_INLINE void zero_lines(const Slab& s, T* lines, int64_t count) { std::memset(
 template <typename T>
 void pack_lines(const Slab& s, const T* x, int64_t panel, int64_t from, int64_t to, T* lines) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
-    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false};
+    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false, plane};
     while (from < to) {
         T* base = lines + (from - first) * s.line;
         const int64_t h = from - s.pad_top;

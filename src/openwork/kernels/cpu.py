@@ -163,13 +163,13 @@ def part_of(tensor: Tensor | None, part: slice) -> Tensor | None:
     return None if tensor is None else tensor[part]
 
 
-def batch_parts(batch: int, lanes: int = LANES) -> list[slice]:
+def batch_parts(batch: int) -> list[slice]:
     """The batch, or its whole blocks and its rest where that would leave much of the last block empty.
 
     The rest is computed with fewer images side by side.
     """
-    whole = batch // lanes * lanes
-    if 0 < whole < batch and not fills_blocks(batch, lanes):
+    whole = batch // LANES * LANES
+    if 0 < whole < batch and not fills_blocks(batch):
         return [slice(0, whole), slice(whole, batch)]
     return [slice(0, batch)]
 

@@ -16,8 +16,6 @@ from openwork.kernels import cpu, register
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 
-_LANES = 32  # images that lie side by side, so that a pixel fills a vector
-
 
 @register("linear_bf16", "cpu")
 def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> Tensor:
@@ -65,7 +63,7 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     x, values, bias = _narrow(x), _wide(values), None if bias is None else _wide(bias)
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
-    for part in cpu.batch_parts(len(x), _LANES):
+    for part in cpu.batch_parts(len(x)):
         native.conv_forward_bf16(
             x[part].data_ptr(), y[part].data_ptr(), cpu.address(bias), len(x[part]), *cpu.geometry(size, window),
             *cpu.stored(pattern, values), cpu.threads(),
@@ -86,7 +84,7 @@ def conv2d_backward(
     dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
     dvalues = None if x is None else g.new_empty(pattern.value_shape, dtype=torch.float32)
     total = dvalues
-    for part in cpu.batch_parts(len(g), _LANES):
+    for part in cpu.batch_parts(len(g)):
         own = dvalues if dvalues is None or not part.start else torch.empty_like(dvalues)
         _conv2d_gradients(g[part], cpu.part_of(x, part), values, pattern, window, input_size, cpu.part_of(dx, part), own)
         if total is not None and own is not None and own is not total:

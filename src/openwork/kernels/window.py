@@ -11,9 +11,9 @@ LANES = 16
 """Images that lie side by side where the native kernels compute."""
 
 
-def fills_blocks(batch: int, lanes: int = LANES) -> bool:
-    """Whether at most 15 % is lost when the batch is filled up to whole blocks of so many images."""
-    return 100 * -(-batch // lanes) * lanes <= 115 * batch
+def fills_blocks(batch: int) -> bool:
+    """Whether at most 15 % is lost when the batch is filled up to whole blocks of ``LANES`` images."""
+    return 100 * -(-batch // LANES) * LANES <= 115 * batch
 
 
 class Window(NamedTuple):
