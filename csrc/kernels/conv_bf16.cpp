@@ -154,7 +154,7 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
         zero_lines(b.in, own.dx.line(b.in, own.dx.filled), last - own.dx.filled);
         own.dx.filled = last;
         for (int64_t i = 0; i < count; ++i) {
-            scatter(*b.a, b.weights, own.dx.line(b.in, first + i * stride), kTile, own.g + i * b.out.line, kTile, b.tiles);
+            scatter_any(*b.a, b.weights, own.dx.line(b.in, first + i * stride), kTile, own.g + i * b.out.line, kTile, b.tiles);
         }
         // The lines before the next block's first one are complete.
         const bool end = h == b.out_height;

@@ -80,49 +80,68 @@ OW_INLINE void fill_missing(const Lowered& a, const float* bias, BFloat16* out, 
     }
 }
 
-// input gradient: dx[column] += sum over pairs of rows, kept in registers, of a tile; floats in the order of the places
-template <int PAIRS>
-OW_INLINE void scatter_tile(float* dx, const int32_t* columns, const BFloat16* w, int64_t stride, int64_t count, const BFloat16* g,
-                            const int32_t* rows, int64_t n) {
-    __m512i pairs[PAIRS][2];
+// input gradient: dx[column] += sum over pairs of rows, kept in registers, of NT tiles; floats in the order of the places
+template <int PAIRS, int NT>
+OW_INLINE void scatter_tile(float* dx, int64_t dx_tile, const int32_t* columns, const BFloat16* w, int64_t stride, int64_t count,
+                            const BFloat16* g, int64_t g_tile, const int32_t* rows, int64_t n) {
+    __m512i pairs[PAIRS][NT][2];
     OW_UNROLL
     for (int m = 0; m < PAIRS; ++m) {
-        const __m512i none = _mm512_setzero_si512();
-        const __m512i one = 2 * m < n && rows[2 * m] >= 0 ? words(g + rows[2 * m]) : none;
-        in_order(one, 2 * m + 1 < n && rows[2 * m + 1] >= 0 ? words(g + rows[2 * m + 1]) : none, pairs[m]);
+        const bool one = 2 * m < n && rows[2 * m] >= 0, other = 2 * m + 1 < n && rows[2 * m + 1] >= 0;
+        OW_UNROLL
+        for (int t = 0; t < NT; ++t) {
+            const __m512i first = one ? words(g + rows[2 * m] + t * g_tile) : _mm512_setzero_si512();
+            in_order(first, other ? words(g + rows[2 * m + 1] + t * g_tile) : _mm512_setzero_si512(), pairs[m][t]);
+        }
     }
     for (int64_t k = 0; k < count; ++k, w += stride) {
         float* to = dx + columns[k];
-        Vec first = load(to), second = load(to + kLanes);
+        Vec sum[NT][2];
+        OW_UNROLL
+        for (int v = 0; v < 2 * NT; ++v) sum[v / 2][v % 2] = load(to + v / 2 * dx_tile + v % 2 * kLanes);
         OW_UNROLL
         for (int m = 0; m < PAIRS; ++m) {
             int32_t both;
             std::memcpy(&both, w + 2 * m, sizeof both);
-            first = dot2(first, pairs[m][0], _mm512_set1_epi32(both));
-            second = dot2(second, pairs[m][1], _mm512_set1_epi32(both));
+            OW_UNROLL
+            for (int v = 0; v < 2 * NT; ++v) sum[v / 2][v % 2] = dot2(sum[v / 2][v % 2], pairs[m][v / 2][v % 2], _mm512_set1_epi32(both));
         }
-        store(to, first);
-        store(to + kLanes, second);
+        OW_UNROLL
+        for (int v = 0; v < 2 * NT; ++v) store(to + v / 2 * dx_tile + v % 2 * kLanes, sum[v / 2][v % 2]);
     }
 }
 
-// All groups for `tiles` tiles; w is [stored][stride], stride = the height made even, and 0 at padding.
-OW_INLINE void scatter(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
-    const int64_t h = a.height, stride = up(h, 2);
-    for (int64_t group = 0; group < a.groups; ++group) {
-        const int64_t first = a.offsets[group], count = a.offsets[group + 1] - first;
-        const int32_t *columns = a.columns + first, *rows = a.rows + group * h;
-        const BFloat16* from = w + first * stride;
-        for (int64_t t = 0; t < tiles; ++t) {
-            float* to = dx + t * dx_tile;
-            const BFloat16* gt = g + t * g_tile;
-            int64_t r = 0;
-            for (; r + 16 <= stride; r += 16) scatter_tile<8>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-            for (; r + 8 <= stride; r += 8) scatter_tile<4>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-            for (; r + 4 <= stride; r += 4) scatter_tile<2>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-            for (; r < stride; r += 2) scatter_tile<1>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-        }
+template <int PAIRS, int NT>
+OW_INLINE void scatter_group(const Lowered& a, int64_t group, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile) {
+    const int64_t h = a.height, stride = up(h, 2), first = a.offsets[group], count = a.offsets[group + 1] - first;
+    const int32_t *columns = a.columns + first, *rows = a.rows + group * h;
+    w += first * stride;
+    int64_t r = 0;
+    for (; r + 2 * PAIRS <= stride; r += 2 * PAIRS) scatter_tile<PAIRS, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
+    if constexpr (PAIRS > 4) {
+        for (; r + 8 <= stride; r += 8) scatter_tile<4, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
     }
+    if constexpr (PAIRS > 2) {
+        for (; r + 4 <= stride; r += 4) scatter_tile<2, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
+    }
+    for (; PAIRS > 1 && r < stride; r += 2) scatter_tile<1, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
+}
+
+// All groups for `tiles` tiles; w is [stored][stride], stride = the height made even, and 0 at padding.
+template <int PAIRS, int NT>
+void scatter(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
+    for (int64_t group = 0; group < a.groups; ++group) {
+        int64_t t = 0;
+        for (; t + NT <= tiles; t += NT) scatter_group<PAIRS, NT>(a, group, w, dx + t * dx_tile, dx_tile, g + t * g_tile, g_tile);
+        for (; t < tiles; ++t) scatter_group<PAIRS, 1>(a, group, w, dx + t * dx_tile, dx_tile, g + t * g_tile, g_tile);
+    }
+}
+
+OW_INLINE void scatter_any(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
+    if (a.height > 8) return scatter<8, 1>(a, w, dx, dx_tile, g, g_tile, tiles);
+    if (a.height > 4) return scatter<4, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
+    if (a.height > 2) return scatter<2, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
+    return scatter<1, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
 }
 
 // weight gradient: one accumulator a column.  The lanes of a vector are H rows x 16 / H pairs of places, so a column's places are
