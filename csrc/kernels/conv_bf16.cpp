@@ -83,7 +83,7 @@ Failure conv_forward_bf16(const Stored& m, const Image& image, const BFloat16* x
     if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     const ColumnPairs pairs = make_pairs(m, a, memory);
     const int64_t zeros = in.channels * in.channel;
-    const Forward f{&a, &pairs, &image, in, out, x, bias, y, tiles_of(p), out_lines, m.height >= 8 ? 1 : 2};
+    const Forward f{&a, &pairs, &image, in, out, x, bias, y, tiles_of(p), out_lines, m.height >= 8 ? 1 : m.height > 1 ? 2 : 4};
     BFloat16* buffers = memory.take<BFloat16>(threads * size);
 #pragma omp parallel num_threads(threads)
     {

@@ -59,6 +59,9 @@ void gather(const Lowered& a, const ColumnPairs& c, int64_t g0, int64_t g1, cons
     for (int64_t g = g0; g < g1; ++g) {
         int64_t t = 0;
         for (; t + NT <= tiles; t += NT) gather_group<MR, NT>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
+        if constexpr (NT > 2) {
+            for (; t + 2 <= tiles; t += 2) gather_group<MR, 2>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
+        }
         for (; t < tiles; ++t) gather_group<MR, 1>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
     }
 }
@@ -69,7 +72,7 @@ OW_INLINE void gather_any(const Lowered& a, const ColumnPairs& c, int64_t g0, in
     if (a.height >= 8) return gather<8, 1>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
     if (a.height >= 4) return gather<4, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
     if (a.height >= 2) return gather<2, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
-    return gather<1, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    return gather<1, 4>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
 }
 
 // Sets the rows that are in no group to their bias.
