@@ -25,6 +25,7 @@ const Kernels& with_bf16() {
         k.linear_backward_bf16 = avx512_bf16::linear_backward_bf16;
         k.conv_forward_bf16 = avx512_bf16::conv_forward_bf16;
         k.conv_backward_bf16 = avx512_bf16::conv_backward_bf16;
+        k.plane_sums_bf16 = avx512_bf16::plane_sums_bf16;
         return k;
     }();
     return extended;

@@ -217,5 +217,21 @@ Failure conv_backward_bf16(const Stored& m, const Image& image, const BFloat16* 
     return nullptr;
 }
 
+void plane_sums_bf16(const BFloat16* x, int64_t planes, int64_t pixels, float* sums_out, int threads) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t p = 0; p < planes; ++p) {
+        const BFloat16* from = x + p * pixels;
+        Vec sum[4] = {};
+        int64_t i = 0;
+        for (; i + 4 * kTile <= pixels; i += 4 * kTile) {
+            OW_UNROLL
+            for (int v = 0; v < 4; ++v) sum[v] = dot2(sum[v], words(from + i + v * kTile), ones);
+        }
+        for (; i < pixels; i += kTile) sum[0] = dot2(sum[0], _mm512_maskz_loadu_epi16(first_words(pixels - i), from + i), ones);
+        sums_out[p] = _mm512_reduce_add_ps((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    }
+}
+
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork

@@ -14,7 +14,7 @@ namespace OPENWORK_ISA_NAMESPACE {
 extern const Kernels kernels;
 const Kernels kernels = {
     OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, segments_forward, conv_forward, conv_backward,
-    convert, line_moments, gradient_sums, max_pool, max_pool_backward, common_columns, merges, nullptr, nullptr, nullptr, nullptr,
+    convert, line_moments, gradient_sums, max_pool, max_pool_backward, common_columns, merges, nullptr, nullptr, nullptr, nullptr, nullptr,
 };
 
 }  // namespace OPENWORK_ISA_NAMESPACE

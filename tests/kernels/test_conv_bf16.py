@@ -23,7 +23,7 @@ from openwork.kernels.window import Window
 from openwork.nn import SparseConv2d
 from openwork.pattern import Pattern
 
-BOUNDS = (ROUNDED, ROUNDED, SUMMED, ROUNDED)
+BOUNDS = (ROUNDED, ROUNDED, SUMMED, SUMMED)
 PLAIN = Conv(20, 6, 33, (7, 6), (3, 3), (1, 1), (1, 1), (1, 1))
 CONVS = {
     "3x3": PLAIN,
@@ -110,12 +110,13 @@ def test_the_number_of_threads_changes_only_last_bits_of_the_weight_gradient(nam
     try:
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
-            results.append(products(*arguments)[:3])
+            results.append(products(*arguments))
     finally:
         torch.set_num_threads(before)
-    for out, dx, dvalues in results[1:]:
+    for out, dx, dvalues, dbias in results[1:]:
         assert torch.equal(out, results[0][0])
         assert torch.equal(dx, results[0][1])
+        assert torch.equal(dbias, results[0][3])
         assert_near(dvalues, results[0][2].double(), SUMMED)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openwork.kernels import lookup
 from openwork.kernels.autocast import backward_under, check_uniform, checked, direct_backward, forward_under, narrow, narrows
 from openwork.kernels.operator import PATTERN, asked, check, check_batch, define, eager, filled, parts, save
 from openwork.kernels.window import Pair, Window
@@ -170,8 +171,15 @@ def _conv2d_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         both = backward(g, x, values, *index, ctx.shape, *window, ctx.input_size, kernel)
         dx, dvalues = asked(both, values, x)
     if ctx.needs_input_grad[2]:
-        dbias = g.sum((0, 2, 3))
+        dbias = _bias_gradient(g, ctx.rest[-1])
     return (dx, dvalues, dbias, *(None,) * 9)
+
+
+def _bias_gradient(g: Tensor, kernel: str) -> Tensor:
+    if direct_backward(g) and narrow("channel_sums", kernel, g):
+        sums: Tensor = lookup("channel_sums_bf16", kernel)(g)
+        return sums
+    return g.sum((0, 2, 3))
 
 
 def _conv2d_autocast(*inputs: Any) -> Tensor:

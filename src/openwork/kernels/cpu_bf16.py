@@ -110,6 +110,17 @@ def _conv2d_gradients(
         )  # fmt: skip
 
 
+@register("channel_sums_bf16", "cpu")
+def channel_sums(g: Tensor) -> Tensor:
+    """Sums over images and pixels, ``[R]``, float32."""
+    if not native.has_bf16():
+        return g.sum((0, 2, 3), dtype=torch.float32)
+    g = _narrow(g)
+    sums = g.new_empty(g.shape[:2], dtype=torch.float32)
+    native.plane_sums_bf16(g.data_ptr(), sums.numel(), g.shape[2] * g.shape[3], sums.data_ptr(), cpu.threads())
+    return sums.sum(0)
+
+
 def _narrow(tensor: Tensor) -> Tensor:
     return _plain(tensor, torch.bfloat16)
 
