@@ -54,7 +54,7 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
     }
 }
 
-// Lines of an image's channels that a thread is done with before it takes the next.
+// Calls work(panel, from, to) for the output lines of all panels that are the share of thread `id`, in multiples of `grain`.
 template <typename Work>
 void share_lines(int64_t panels, int64_t height, int64_t grain, int64_t id, int64_t team, const Work& work) {
     const int64_t total = panels * height / grain, stop = total * (id + 1) / team * grain;
