@@ -10,7 +10,8 @@ Dense is the best of: for linear layers F.linear, oneDNN's linear with operands 
 convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
 is timed, its results are compared with dense ones; a wrong result stops the benchmark.
 
-With ``--dtype bfloat16``: linear layers only, modules with bias and autograd under autocast, beside nn.Linear under it.
+With ``--dtype bfloat16``: modules with bias and autograd under autocast, beside nn.Linear and nn.Conv2d under it, the latter
+in the faster of both memory formats.
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ class Linear(NamedTuple):
 
     def sparse(self, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         return ops.linear(x, values, pattern, None, "cpu")
+
+    def sparse_module(self, pattern: Pattern) -> SparseLinear:
+        return SparseLinear(pattern, torch.randn(pattern.value_shape), torch.randn(self.outputs), "cpu")
+
+    def dense_modules(self) -> dict[torch.memory_format, torch.nn.Module]:
+        return {torch.contiguous_format: torch.nn.Linear(self.inputs, self.outputs)}
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
@@ -111,16 +118,22 @@ class Conv(NamedTuple):
 
     def chain(self, x: Tensor, g: Tensor, values: Tensor, pattern: Pattern) -> Callable[[], Any]:
         """All three products, from resident tensors to resident tensors."""
-        module = SparseConv2d(
-            pattern,
-            values.detach().clone(),
-            kernel_size=(3, 3),
-            stride=(self.stride, self.stride),
-            padding=(1, 1),
-            kernel="cpu",
-        )
+        module = self.module(pattern, values.detach().clone(), None)
         image, gradient = resident.from_nchw(x).requires_grad_(), resident.from_nchw(g)
         return lambda: torch.autograd.grad(module(image), (image, module.values), gradient)
+
+    def module(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> SparseConv2d:
+        stride = (self.stride, self.stride)
+        return SparseConv2d(pattern, values, bias, kernel_size=(3, 3), stride=stride, padding=(1, 1), kernel="cpu")
+
+    def sparse_module(self, pattern: Pattern) -> SparseConv2d:
+        return self.module(pattern, torch.randn(pattern.value_shape), torch.randn(self.outputs))
+
+    def dense_modules(self) -> dict[torch.memory_format, torch.nn.Module]:
+        return {
+            order: torch.nn.Conv2d(self.inputs, self.outputs, 3, self.stride, 1).to(memory_format=order)
+            for order in (torch.contiguous_format, torch.channels_last)
+        }
 
     def reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight.view(self.outputs, self.inputs, 3, 3), None, self.stride, 1)
@@ -225,36 +238,43 @@ def autocast_step(module: torch.nn.Module, x: Tensor, g: Tensor | None = None) -
     return out if g is None else torch.autograd.grad(out, (x, *module.parameters()), g)
 
 
-def measure_bf16(layer: Linear, sparsities: Sequence[float], repeats: int) -> list[tuple[Any, ...]]:
+def check_bf16(layer: Linear | Conv, sparse: SparseLinear | SparseConv2d, x: Tensor, g: Tensor) -> None:
+    """Output and gradients against those of the dense module in float32."""
+    dense, wide = sparse.to_dense(), x.detach().float().requires_grad_()
+    out = dense(wide)
+    dx, dweight = torch.autograd.grad(out, (wide, dense.weight), g.float())
+    expected = (out.detach(), dx, sparse.pattern.pack(dweight.view(layer.matrix)))
+    found = (autocast_step(sparse, x).detach(), *autocast_step(sparse, x, g))
+    for what, one, right in zip(("output", "dx", "dw"), found, expected, strict=False):
+        assert_right(f"{layer}, height {sparse.pattern.height}, {what}", one.float(), right, 2e-2)
+
+
+def measure_bf16(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> list[tuple[Any, ...]]:
     """One row for each sparsity and layout, of modules under autocast."""
     x, g = (t.bfloat16() for t in layer.tensors())
-    x.requires_grad_()
-    modules: dict[Any, torch.nn.Module] = {"dense": torch.nn.Linear(layer.inputs, layer.outputs)}
+    functions: dict[Any, Callable[[], Any]] = {}
+
+    def enter(key: Any, module: torch.nn.Module, order: torch.memory_format = torch.contiguous_format) -> None:
+        own_x, own_g = (t.contiguous(memory_format=order) for t in (x, g))
+        own_x = own_x.detach().requires_grad_()
+        functions[key, "forward"] = lambda: autocast_step(module, own_x)
+        functions[key, "all"] = lambda: autocast_step(module, own_x, own_g)
+
+    ways = layer.dense_modules()
+    for order, module in ways.items():
+        enter(order, module, order)
     for sparsity in sparsities:
         for name, height in HEIGHTS.items():
-            pattern = random_pattern(layer.matrix, height, 1 - sparsity)
-            sparse = SparseLinear(pattern, torch.randn(pattern.value_shape), torch.randn(layer.outputs), "cpu")
-            modules[sparsity, name] = sparse
-            dense = sparse.to_dense()
-            weight = pattern.pack(
-                torch.autograd.grad(F.linear(x.float(), dense.weight, dense.bias), dense.weight, g.float())[0]
-            )
-            expected = (F.linear(x.float(), dense.weight, dense.bias), g.float() @ dense.weight, weight)
-            for what, found, right in zip(
-                ("output", "dx", "dw"), (autocast_step(sparse, x), *autocast_step(sparse, x, g)), expected, strict=False
-            ):
-                assert_right(f"{layer}, height {height}, {what}", found.detach().float(), right.detach(), 2e-2)
-    functions: dict[Any, Callable[[], Any]] = {}
-    for key, module in modules.items():
-        functions[key, "forward"] = lambda module=module: autocast_step(module, x)
-        functions[key, "all"] = lambda module=module: autocast_step(module, x, g)
+            sparse = layer.sparse_module(random_pattern(layer.matrix, height, 1 - sparsity))
+            check_bf16(layer, sparse, x.clone().requires_grad_(), g)
+            enter((sparsity, name), sparse)
     times = interleaved(functions, repeats)
-    dense_times = (times["dense", "forward"], times["dense", "all"])
+    dense = [min(times[order, kind] for order in ways) for kind in ("forward", "all")]
     rows = []
-    for key in list(modules)[1:]:
-        own = (times[key, "forward"], times[key, "all"])
-        ratios = (dense_times[0] / own[0], dense_times[1] / own[1])
-        rows.append((str(layer), f"{key[0]:g}", key[1], *dense_times, *own, *ratios))
+    for sparsity in sparsities:
+        for name in HEIGHTS:
+            own = [times[(sparsity, name), kind] for kind in ("forward", "all")]
+            rows.append((str(layer), f"{sparsity:g}", name, *dense, *own, dense[0] / own[0], dense[1] / own[1]))
     return rows
 
 
@@ -262,9 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two layers, two sparsities, few repeats")
     parser.add_argument("--only", choices=("linear", "conv"), help="one kind of layer")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: linear layers under autocast"
-    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: modules under autocast")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for kernels.csv and kernels.md")
@@ -273,19 +291,18 @@ def main() -> None:
     torch.manual_seed(0)
     layers: tuple[Linear | Conv, ...] = QUICK if arguments.quick else LINEARS + CONVS
     sparsities, repeats = ([0.5, 0.9], 3) if arguments.quick else ([0.5, 0.75, 0.9, 0.95], arguments.repeats)
+    narrow = arguments.dtype == "bfloat16"
     rows: list[tuple[Any, ...]] = []
-    if arguments.dtype == "bfloat16":
-        for layer in layers:
-            if isinstance(layer, Linear):
-                rows += measure_bf16(layer, sparsities, repeats)
-        title = "Sparse linear layers under autocast to bfloat16 against nn.Linear (medians; x = times faster)"
-        report("kernels-bfloat16", title, COLUMNS[:9], rows, arguments.output)
-        return
     for layer in layers:
         if arguments.only is None or arguments.only == type(layer).__name__.lower():
-            rows += measure(layer, sparsities, repeats)
-    name = "kernels" if arguments.only is None else f"kernels-{arguments.only}"
-    report(name, "Sparse layers against the fastest dense ones (medians; x = times faster)", COLUMNS, rows, arguments.output)
+            rows += (measure_bf16 if narrow else measure)(layer, sparsities, repeats)
+    name = "kernels-bfloat16" if narrow else "kernels"
+    if arguments.only is not None:
+        name += f"-{arguments.only}"
+    title = "Sparse layers against the fastest dense ones (medians; x = times faster)"
+    if narrow:
+        title = "Sparse layers under autocast to bfloat16 against the fastest dense ones (medians; x = times faster)"
+    report(name, title, COLUMNS[:9] if narrow else COLUMNS, rows, arguments.output)
 
 
 if __name__ == "__main__":

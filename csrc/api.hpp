@@ -130,6 +130,10 @@ struct Kernels {
     // As for floats, with float weights, bias and dw; null where the build has no bfloat16 instructions.
     Failure (*linear_forward_bf16)(const Stored&, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads);
     Failure (*linear_backward_bf16)(const Stored&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads);
+    Failure (*conv_forward_bf16)(const Stored&, const Image&, const BFloat16* x, const float* bias, BFloat16* y, int threads);
+    Failure (*conv_backward_bf16)(const Stored&, const Image&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int threads);
+    // The sum of each run of `pixels`, of which there are `planes`.
+    void (*plane_sums_bf16)(const BFloat16* x, int64_t planes, int64_t pixels, float* sums_out, int threads);
 };
 
 namespace baseline { extern const Kernels kernels; }

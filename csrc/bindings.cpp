@@ -172,6 +172,38 @@ NB_MODULE(_native, m) {
         }
         check(wrong);
     });
+    m.def("conv_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
+        const Stored matrix = STORED;
+        const Image picture = IMAGE;
+        const auto product = kernels().conv_forward_bf16;
+        if (product == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = product(matrix, picture, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), team(threads));
+        }
+        check(wrong);
+    });
+    m.def("conv_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS,
+                                   int threads) {
+        const Stored matrix = STORED;
+        const Image picture = IMAGE;
+        const auto products = kernels().conv_backward_bf16;
+        if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        Failure wrong;
+        {
+            nb::gil_scoped_release unlocked;
+            wrong = products(matrix, picture, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), team(threads));
+        }
+        check(wrong);
+    });
+    m.def("plane_sums_bf16", [](Address x, int64_t planes, int64_t pixels, Address sums, int threads) {
+        const auto add = kernels().plane_sums_bf16;
+        if (add == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
+        if (planes < 0 || pixels < 0) throw nb::value_error("a size of the activation is negative");
+        nb::gil_scoped_release unlocked;
+        add(at<const BFloat16>(x), planes, pixels, at<float>(sums), team(threads));
+    });
     m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;

@@ -7,6 +7,7 @@
 
 #ifdef OPENWORK_X86
 #define OPENWORK_ISA_NAMESPACE avx512_bf16
+#include "kernels/conv_bf16.hpp"
 #include "kernels/linear_bf16.hpp"
 #endif
 
@@ -22,6 +23,9 @@ const Kernels& with_bf16() {
         k.isa = "avx512_bf16";
         k.linear_forward_bf16 = avx512_bf16::linear_forward_bf16;
         k.linear_backward_bf16 = avx512_bf16::linear_backward_bf16;
+        k.conv_forward_bf16 = avx512_bf16::conv_forward_bf16;
+        k.conv_backward_bf16 = avx512_bf16::conv_backward_bf16;
+        k.plane_sums_bf16 = avx512_bf16::plane_sums_bf16;
         return k;
     }();
     return extended;

@@ -2,23 +2,16 @@
 #pragma once
 
 #include "conv.hpp"
+#include "conv_shapes.hpp"
 #include "lines.hpp"
 #include "sorted.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
-constexpr int64_t kSpareLines = 4;  // of a window, so that it seldom has to be moved
 constexpr int64_t kFetches = 8;     // of what is read next, during one pass over the weights
 constexpr int64_t kNarrow = 8;      // pixels of a line, up to which padding beside it is passed over
 constexpr int64_t kShort = 16;      // lines of an image, up to which padding above and below it is
-
-// Images that lie side by side: no more than a small batch fills.  Not fewer for more threads, so that no sum depends on those.
-OW_INLINE int64_t batch_lanes(int64_t batch) {
-    int64_t lanes = kBatchLanes;
-    while (lanes > 1 && lanes / 2 >= batch) lanes /= 2;
-    return lanes;
-}
 
 struct Range {
     int64_t from, to;
@@ -40,12 +33,10 @@ OW_INLINE Range lines_of_tap(const Image& m, int64_t i, int64_t h, int64_t count
 OW_INLINE Range pixels_of_tap(const Image& m, int64_t j) { return inside(j * m.dilation_w, m.stride_w, m.out_width(), m.pad_w, m.pad_w + m.width); }
 
 // How the images of a batch, or some of them, are computed.
-struct Plan {
+struct Plan : Shapes {
     Image image;    // of these images alone
     int64_t first;  // of them, in the batch
-    int64_t lanes, panels, out_height, vectors;  // vectors in one output line of a channel
     By by;
-    SlabShape in, out;
 };
 
 struct Plans {
@@ -61,19 +52,14 @@ OW_INLINE By sorted_by(const Stored& m, const Image& image, int64_t lanes) {
     return image.pad_h > 0 && image.out_height() <= kShort ? By::kTapLine : By::kNothing;
 }
 
-// The lanes of blocked activations are given: they have 16.
 OW_INLINE Plan make_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes, By by, bool plain_in, bool plain_out) {
-    const int64_t out_width = image.out_width(), strip = up(out_width * lanes, kBatchLanes), channels = m.n_columns / image.taps();
-    const int64_t padded = image.width + 2 * image.pad_w, reach = strip / lanes + (image.span_w() - 1) / image.stride_w;
-    Plan p{image, first, lanes, (image.batch + lanes - 1) / lanes, image.out_height(), strip / kLanes, by, {}, {}};
-    p.in = {lanes, image.batch, channels, image.height, image.width, image.pad_h, image.pad_w, image.stride_w,
-            most((padded + image.stride_w - 1) / image.stride_w, reach), plain_in};
+    Plan p{shapes(m, image, lanes, kBatchLanes, plain_in, plain_out), image, first, by};
     if (by == By::kTap) p.in.pad_left = 0, p.in.pixels = image.width;
-    p.out = {lanes, image.batch, m.n_rows, p.out_height, out_width, 0, 0, 1, strip / lanes, plain_out};
     return p;
 }
 
-// A few images more than fill panels are computed with fewer lanes.  Their columns have the same order.
+// The lanes of blocked activations are given.  A few images more than fill panels are computed with fewer lanes; their columns have the
+// same order.
 OW_INLINE Plans make_plans(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
     const int64_t rest = image.batch % kBatchLanes, whole = image.batch - rest;
     const int64_t lanes = blocked || whole > 0 ? kBatchLanes : batch_lanes(image.batch);
@@ -86,20 +72,6 @@ OW_INLINE Plans make_plans(const Stored& m, const Image& image, bool plain_in, b
     if (!split) return plans;
     plans.parts[plans.count++] = make_plan(m, few, whole, batch_lanes(rest), by == By::kTap ? By::kTapLine : by, plain_in, plain_out);
     return plans;
-}
-
-// Offset of every tap from the place where an output's window begins, or would if there were padding.
-OW_INLINE const int64_t* tap_offsets(const Plan& p, Memory& memory) {
-    const Image& image = p.image;
-    int64_t* taps = memory.take<int64_t>(image.taps());
-    for (int64_t i = 0; i < image.kernel_h; ++i) {
-        for (int64_t j = 0; j < image.kernel_w; ++j) {
-            const int64_t w = j * image.dilation_w, place = w % p.in.phases * p.in.pixels + w / p.in.phases;
-            const int64_t cut = p.by == By::kTap ? image.pad_w : 0;
-            taps[i * image.kernel_w + j] = i * image.dilation_h * slab_line(p.in) + (place - cut) * p.lanes;
-        }
-    }
-    return taps;
 }
 
 OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting& sorting, int threads) {
@@ -115,16 +87,10 @@ OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting
 OW_INLINE Failure lower_for(const Stored& m, const Plan& p, const Sorting& sorting, const float* bias, const Sorted* before, Memory& memory,
                             int threads, Sorted& out) {
     Lowered a;
-    const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p, memory), slab_channel(p.out)};
+    const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p.image, p.in, p.by == By::kTap ? p.image.pad_w : 0, memory), slab_channel(p.out)};
     if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
     out = before == nullptr ? sort_columns(m, a, sorting, memory, threads) : sort_like(*before, m, a, memory);
     return nullptr;
-}
-
-// Lines of an input window that holds the windows of `outputs` output lines.
-OW_INLINE int64_t window_lines(const Image& image, const SlabShape& in, int64_t outputs) {
-    const int64_t least_lines = (outputs - 1) * image.stride_h + image.span_h() + slab_grain(in);
-    return most(least_lines, least(least_lines + kSpareLines, image.height + 2 * image.pad_h));
 }
 
 // The kinds of columns that output line h uses, where they are sorted by lines of taps.

@@ -30,67 +30,6 @@ int64_t share(const Lowered& a, int64_t part, int64_t parts) {
     return part == parts ? a.groups : part == 0 ? 0 : low;
 }
 
-int64_t most_pairs(const Stored& m) { return (m.stored + m.groups) / 2; }
-
-// Fills one group's part of `c`; `zeros` is the offset of a feature of zeros.
-void pair_group(const Lowered& a, int64_t g, int32_t zeros, const ColumnPairs& c, int32_t* columns, uint32_t* values) {
-    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height, pairs = c.first[g + 1] - c.first[g];
-    const float* w = a.values + first * h;
-    columns += 2 * c.first[g];
-    std::memcpy(columns, a.columns + first, static_cast<size_t>(count) * 4);
-    if (count % 2) columns[count] = zeros;
-    values += c.first[g] * h;
-    if (h == 1) {
-        if (count % 2) values[pairs - 1] = 0;
-        narrow(w, count, reinterpret_cast<BFloat16*>(values));
-        return;
-    }
-    for (int64_t p = 0; p < pairs; ++p, w += 2 * h, values += h) {
-        for (int64_t r = 0; r < h; r += kLanes) {
-            const __mmask16 there = static_cast<__mmask16>(h - r >= kLanes ? 0xffff : (1 << (h - r)) - 1);
-            const __mmask16 second = 2 * p + 1 < count ? there : __mmask16{0};
-            const __m256i one = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, w + r));
-            const __m256i other = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(second, w + h + r));
-            const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(one), _mm512_slli_epi32(_mm512_cvtepu16_epi32(other), 16));
-            _mm512_mask_storeu_epi32(values + r, there, both);
-        }
-    }
-}
-
-// One group's weights as `scatter` takes them.
-void narrow_group(const Lowered& a, int64_t g, BFloat16* to) {
-    const int64_t first = a.offsets[g], count = a.offsets[g + 1] - first, h = a.height, stride = up(h, 2);
-    const float* w = a.values + first * h;
-    to += first * stride;
-    if (h == stride) {
-        narrow(w, count * h, to);
-    } else {
-        for (int64_t k = 0; k < count; ++k) {
-            narrow(w + k * h, h, to + k * stride);
-            to[k * stride + h] = 0;
-        }
-    }
-    for (int64_t r = 0; g >= a.full_groups && r < h; ++r) {
-        for (int64_t k = 0; a.rows[g * h + r] < 0 && k < count; ++k) to[k * stride + r] = 0;
-    }
-}
-
-// Sets the rows that are in no group to their bias.
-void fill_missing(const Lowered& a, const float* bias, BFloat16* out, int64_t out_tile, int64_t tiles) {
-    for (int64_t i = 0; i < a.n_missing; ++i) {
-        const Vec value = broadcast(bias == nullptr ? 0.0f : bias[a.missing[i]]);
-        for (int64_t t = 0; t < tiles; ++t) _mm512_storeu_si512(out + t * out_tile + a.missing[i] * kTile, rounded(value, value));
-    }
-}
-
-void gather_any(const Lowered& a, const ColumnPairs& c, int64_t g0, int64_t g1, const BFloat16* in, int64_t in_tile, BFloat16* out,
-                int64_t out_tile, int64_t tiles) {
-    if (a.height >= 8) return gather<8, 1>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
-    if (a.height >= 4) return gather<4, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
-    if (a.height >= 2) return gather<2, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
-    return gather<1, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
-}
-
 }  // namespace
 
 Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads) {
@@ -101,26 +40,21 @@ Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bia
     const int64_t parts = most<int64_t>(1, threads / units), owners = least<int64_t>(units, threads);
     const int64_t width = least(kForwardTiles, (units + owners - 1) / owners) * kTile;
     const Panel in_at{kTile, (inputs + 1) * kTile}, out_at{kTile, outputs * kTile};
-    const int64_t in_size = (inputs + 1) * width, out_size = outputs * width, pairs = most_pairs(m);
-    Scratch scratch(static_cast<size_t>(lowered_bytes(m) + (m.groups + 1) * 8 + pairs * (2 + m.height) * 4 + threads * (in_size + out_size) * 2 + 1024));
+    const int64_t in_size = (inputs + 1) * width, out_size = outputs * width;
+    Scratch scratch(static_cast<size_t>(lowered_bytes(m) + pairs_bytes(m) + threads * (in_size + out_size) * 2 + 1024));
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     Lowered a;
     const int64_t zero = 0;
     if (Failure wrong = lower(m, {kTile, 1, &zero, kTile}, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    int64_t* first = memory.take<int64_t>(m.groups + 1);
-    int32_t* columns = memory.take<int32_t>(2 * pairs);
-    uint32_t* values = memory.take<uint32_t>(pairs * m.height);
+    const ColumnPairs c = make_pairs(m, a, memory);
     BFloat16* in = memory.take<BFloat16>(threads * in_size);
     BFloat16* out = memory.take<BFloat16>(threads * out_size);
-    first[0] = 0;
-    for (int64_t g = 0; g < a.groups; ++g) first[g + 1] = first[g] + (a.offsets[g + 1] - a.offsets[g] + 1) / 2;
-    const ColumnPairs c{first, columns, values};
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < a.groups; ++g) pair_group(a, g, static_cast<int32_t>(inputs * kTile), c, columns, values);
+        for (int64_t g = 0; g < a.groups; ++g) pair_group(a, g, static_cast<int32_t>(inputs * kTile), c);
         BFloat16* my_in = in + id * in_size;
         for (int64_t t = 0; t < width / kTile; ++t) std::memset(my_in + t * in_at.tile + inputs * kTile, 0, kTile * 2);
         // A runtime that grants fewer threads than asked for must still cover every share.
@@ -132,7 +66,7 @@ Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bia
                 const int64_t samples = least(width, end - s), tiles = up(samples, kTile) / kTile;
                 pack_tiles(x + s * inputs, inputs, samples, my_in, in_at);
                 gather_any(a, c, share(a, part, parts), share(a, part + 1, parts), my_in, in_at.tile, my_out, out_at.tile, tiles);
-                if (part == 0) fill_missing(a, bias, my_out, out_at.tile, tiles);
+                if (part == 0) fill_missing(a, bias, my_out, out_at.feature, out_at.tile, tiles);
                 if (parts == 1) unpack_tiles(my_out, out_at, outputs, 0, outputs, samples, y + s * outputs);
             }
         }
@@ -168,20 +102,17 @@ void backward_panel(const Backward& b, int64_t s, int64_t samples, int64_t id, i
         pack_tiles(b.g + (s + first) * b.outputs, b.outputs, last - first, b.g_panel + first, b.wide);
         if (b.dw != nullptr) pack_tiles(b.x + (s + first) * b.inputs, b.inputs, last - first, b.x_panel + first, b.wide);
     }
-    if (b.dx != nullptr) {
-        float* panel = b.dx_panels + id * b.dx_size;
-        for (int64_t t = first; t < last; t += kInputTiles * kTile) {
-            const int64_t count = least(kInputTiles * kTile, last - t), tiles = up(count, kTile) / kTile;
-            std::memset(panel, 0, static_cast<size_t>(tiles * b.narrow.tile) * 4);
-            scatter(*b.for_dx, b.weights, panel, b.narrow.tile, b.g_panel + t, b.wide.tile, tiles);
-            unpack_tiles(panel, b.narrow, b.inputs, 0, b.inputs, count, b.dx + (s + t) * b.inputs);
-        }
+    float* panel = b.dx_panels + id * b.dx_size;
+    for (int64_t t = first; b.dx != nullptr && t < last; t += kInputTiles * kTile) {
+        const int64_t count = least(kInputTiles * kTile, last - t), tiles = up(count, kTile) / kTile;
+        std::memset(panel, 0, static_cast<size_t>(tiles * b.narrow.tile) * 4);
+        scatter_any(*b.for_dx, b.weights, panel, b.narrow.tile, b.g_panel + t, b.wide.tile, tiles);
+        unpack_tiles(panel, b.narrow, b.inputs, 0, b.inputs, count, b.dx + (s + t) * b.inputs);
     }
+    if (b.dw == nullptr) return;
+    const Lowered& a = *b.for_dw;
 #pragma omp barrier
-    if (b.dw != nullptr) {
-        const Lowered& a = *b.for_dw;
-        dots(a, share(a, id, team), share(a, id + 1, team), b.x_panel, b.g_panel, units, b.packed + id * b.packed_size, b.dw);
-    }
+    dots(a, share(a, id, team), share(a, id + 1, team), b.x_panel, b.g_panel, {1, 0, 0, units}, b.packed + id * b.packed_size, b.dw);
 #pragma omp barrier
 }
 

@@ -173,7 +173,7 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
 // The pixels of padded lines [from, to) of a slab to a blocked tensor, if that is given, and their moments, if those are.
 [[maybe_unused]] static void drain_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
     const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, lanes = blocked_lanes(s.images, panel);
-    const bool past_caches = panels * s.height * blocked_line(s) >= kStreamed && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
+    const bool past_caches = panels * s.height * blocked_line(s) * 4 >= kStreamed && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
     for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
         const float* line = lines + (l - from) * s.line;
         const int64_t at = panel * s.height + l - s.pad_top;

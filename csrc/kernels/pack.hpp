@@ -49,6 +49,7 @@ struct Move {
     int64_t count, lane_stride, lanes, unit;
     bool cropped;  // some offsets are negative
     bool stream;   // unpack past the caches, where whole cache lines are written
+    int64_t ahead = 0;  // what lies so far behind is packed next
 };
 
 OW_INLINE void pack(const Move& m, const float* from, float* to) {

@@ -11,14 +11,14 @@
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
-constexpr int64_t kRun = 256;             // contiguous floats that a transfer moves at least, if they fit kTransfer
-constexpr int64_t kTransfer = 384 << 10;  // floats that a transfer moves at most, if it is not a single vector of pixels
-constexpr int64_t kStreamed = 2 << 20;    // floats from which on a tensor is written past the caches
+constexpr int64_t kRun = 256;             // contiguous elements that a transfer moves at least, if they fit kTransfer
+constexpr int64_t kTransfer = 384 << 10;  // elements that a transfer moves at most, if it is not a single vector of pixels
+constexpr int64_t kStreamed = 8 << 20;    // bytes from which on a tensor is written past the caches
 
 struct Slab {
     int64_t lanes, images, channels, height, width;  // of the tensor [images, channels, height, width]
     int64_t pad_top;
-    int64_t channel, line;       // strides, in floats
+    int64_t channel, line;       // strides, in elements
     int64_t grain;               // lines that are packed together
     const int32_t* at;           // [grain * width], where each pixel goes
     const int32_t* holes;        // places of a channel's line that no pixel goes to
@@ -31,10 +31,12 @@ struct SlabShape {
     int64_t lanes, images, channels, height, width, pad_top, pad_left, phases;
     int64_t pixels;              // places in a phase
     bool plain;                  // the tensor is NCHW, where short lines cost
+    int64_t spare = 0;           // channels after the tensor's, which packing leaves alone
+    int64_t in_cache_line = 16;  // elements
 };
 
-OW_INLINE int64_t slab_channel(const SlabShape& s) { return odd_lines(s.phases * s.pixels * s.lanes); }
-OW_INLINE int64_t slab_line(const SlabShape& s) { return odd_lines(s.channels * slab_channel(s)); }
+OW_INLINE int64_t slab_channel(const SlabShape& s) { return odd_lines(s.phases * s.pixels * s.lanes, s.in_cache_line); }
+OW_INLINE int64_t slab_line(const SlabShape& s) { return odd_lines((s.channels + s.spare) * slab_channel(s), s.in_cache_line); }
 
 // Lines that move together: enough for whole vectors of pixels in narrow images, and for runs of memory that make the hardware
 // prefetch.
@@ -66,14 +68,16 @@ OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
             s.phases == 1 && !cropped};
 }
 
-OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::memset(lines, 0, static_cast<size_t>(count * s.line) * 4); }
+template <typename T>
+OW_INLINE void zero_lines(const Slab& s, T* lines, int64_t count) { std::memset(lines, 0, static_cast<size_t>(count * s.line) * sizeof(T)); }
 
 // Padded lines [from, to) of the images of panel `panel`, to `lines`.
-[[maybe_unused]] static void pack_lines(const Slab& s, const float* x, int64_t panel, int64_t from, int64_t to, float* lines) {
+template <typename T>
+void pack_lines(const Slab& s, const T* x, int64_t panel, int64_t from, int64_t to, T* lines) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
-    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false};
+    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false, plane};
     while (from < to) {
-        float* base = lines + (from - first) * s.line;
+        T* base = lines + (from - first) * s.line;
         const int64_t h = from - s.pad_top;
         if (h < 0 || h >= s.height) {
             zero_lines(s, base, 1);
@@ -86,8 +90,8 @@ OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::mem
             pack(move, x + (image * s.channels + c) * plane + h * s.width, base + c * s.channel);
             for (int64_t i = 0; i < n; ++i) {
                 for (int64_t q = 0; q < s.n_holes; ++q) {
-                    float* hole = base + i * s.line + c * s.channel + s.holes[q];
-                    for (int64_t l = 0; l < s.lanes; ++l) hole[l] = 0.0f;
+                    T* hole = base + i * s.line + c * s.channel + s.holes[q];
+                    for (int64_t l = 0; l < s.lanes; ++l) hole[l] = T{};
                 }
             }
         }
@@ -96,13 +100,15 @@ OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::mem
 }
 
 // The pixels of padded lines [from, to), back to the tensor.
-[[maybe_unused]] static void unpack_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, float* y) {
+template <typename From, typename To>
+void unpack_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, int64_t to, To* y) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
-    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, s.images * s.channels * plane >= kStreamed};
+    const bool streamed = s.images * s.channels * plane * static_cast<int64_t>(sizeof(To)) >= kStreamed;
+    Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, streamed};
     from = most(from, s.pad_top);
     to = least(to, s.pad_top + s.height);
     while (from < to) {
-        const float* base = lines + (from - first) * s.line;
+        const From* base = lines + (from - first) * s.line;
         const int64_t n = least(s.grain, to - from);
         move.count = n * s.width;
         for (int64_t c = 0; c < s.channels; ++c) {
@@ -113,22 +119,24 @@ OW_INLINE void zero_lines(const Slab& s, float* lines, int64_t count) { std::mem
 }
 
 // A window of padded lines in memory, [base, base + capacity); those below `filled` are there.
-struct Window {
-    float* lines;
+template <typename T>
+struct WindowOf {
+    T* lines;
     int64_t capacity, base, filled;
 
-    float* line(const Slab& s, int64_t l) const { return lines + (l - base) * s.line; }
+    T* line(const Slab& s, int64_t l) const { return lines + (l - base) * s.line; }
 
     // Moves the window so that it holds [from, to), keeping what is in it already; lines before `from` are forgotten.
     void slide(const Slab& s, int64_t from, int64_t to) {
         if (to > base + capacity) {
             const int64_t keep = most<int64_t>(0, filled - from);
-            if (keep > 0) std::memmove(lines, line(s, from), static_cast<size_t>(keep * s.line) * 4);
+            if (keep > 0) std::memmove(lines, line(s, from), static_cast<size_t>(keep * s.line) * sizeof(T));
             base = from;
         }
         filled = most(filled, from);
     }
 };
+using Window = WindowOf<float>;
 
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork

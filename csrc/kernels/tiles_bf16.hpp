@@ -2,18 +2,10 @@
 // for the input gradient, two rows; for the weight gradient, two samples.
 #pragma once
 
-#include "../lower.hpp"
-#include "pack_bf16.hpp"
+#include "weights_bf16.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
-
-// The stored columns in pairs; a group's odd one goes with a feature of zeros.
-struct ColumnPairs {
-    const int64_t* first;     // [groups + 1], in pairs
-    const int32_t* columns;   // [pairs][2], element offsets
-    const uint32_t* values;   // [pairs][height], both columns' weights in one word
-};
 
 // forward: out[row] = bias[row] + sum over pairs, for NT tiles
 template <int MR, int NT>
@@ -67,57 +59,101 @@ void gather(const Lowered& a, const ColumnPairs& c, int64_t g0, int64_t g1, cons
     for (int64_t g = g0; g < g1; ++g) {
         int64_t t = 0;
         for (; t + NT <= tiles; t += NT) gather_group<MR, NT>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
+        if constexpr (NT > 2) {
+            for (; t + 2 <= tiles; t += 2) gather_group<MR, 2>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
+        }
         for (; t < tiles; ++t) gather_group<MR, 1>(a, c, g, in + t * in_tile, in_tile, out + t * out_tile, out_tile);
     }
 }
 
-// input gradient: dx[column] += sum over pairs of rows, kept in registers, of a tile
-template <int PAIRS>
-OW_INLINE void scatter_tile(float* dx, const int32_t* columns, const BFloat16* w, int64_t stride, int64_t count, const BFloat16* g,
-                            const int32_t* rows, int64_t n) {
-    __m512i woven_rows[PAIRS][2];
+// The register tiles, by height.
+OW_INLINE void gather_any(const Lowered& a, const ColumnPairs& c, int64_t g0, int64_t g1, const BFloat16* in, int64_t in_tile, BFloat16* out,
+                          int64_t out_tile, int64_t tiles) {
+    if (a.height >= 8) return gather<8, 1>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    if (a.height >= 4) return gather<4, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    if (a.height >= 2) return gather<2, 2>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+    return gather<1, 4>(a, c, g0, g1, in, in_tile, out, out_tile, tiles);
+}
+
+// Sets the rows that are in no group to their bias.
+OW_INLINE void fill_missing(const Lowered& a, const float* bias, BFloat16* out, int64_t row_stride, int64_t out_tile, int64_t tiles) {
+    for (int64_t i = 0; i < a.n_missing; ++i) {
+        const Vec value = broadcast(bias == nullptr ? 0.0f : bias[a.missing[i]]);
+        for (int64_t t = 0; t < tiles; ++t) _mm512_storeu_si512(out + t * out_tile + a.missing[i] * row_stride, narrowed(value, value));
+    }
+}
+
+// input gradient: dx[column] += sum over pairs of rows, kept in registers, of NT tiles; floats in the order of the places
+template <int PAIRS, int NT>
+OW_INLINE void scatter_tile(float* dx, int64_t dx_tile, const int32_t* columns, const BFloat16* w, int64_t stride, int64_t count,
+                            const BFloat16* g, int64_t g_tile, const int32_t* rows, int64_t n) {
+    __m512i pairs[PAIRS][NT][2];
     OW_UNROLL
     for (int m = 0; m < PAIRS; ++m) {
-        const __m512i none = _mm512_setzero_si512();
-        const __m512i one = 2 * m < n && rows[2 * m] >= 0 ? words(g + rows[2 * m]) : none;
-        woven(one, 2 * m + 1 < n && rows[2 * m + 1] >= 0 ? words(g + rows[2 * m + 1]) : none, woven_rows[m]);
+        const bool one = 2 * m < n && rows[2 * m] >= 0, other = 2 * m + 1 < n && rows[2 * m + 1] >= 0;
+        OW_UNROLL
+        for (int t = 0; t < NT; ++t) {
+            const __m512i first = one ? words(g + rows[2 * m] + t * g_tile) : _mm512_setzero_si512();
+            in_order(first, other ? words(g + rows[2 * m + 1] + t * g_tile) : _mm512_setzero_si512(), pairs[m][t]);
+        }
     }
     for (int64_t k = 0; k < count; ++k, w += stride) {
         float* to = dx + columns[k];
-        Vec first = load(to), second = load(to + kLanes);
+        Vec sum[NT][2];
+        OW_UNROLL
+        for (int v = 0; v < 2 * NT; ++v) sum[v / 2][v % 2] = load(to + v / 2 * dx_tile + v % 2 * kLanes);
         OW_UNROLL
         for (int m = 0; m < PAIRS; ++m) {
             int32_t both;
             std::memcpy(&both, w + 2 * m, sizeof both);
-            first = dot2(first, woven_rows[m][0], _mm512_set1_epi32(both));
-            second = dot2(second, woven_rows[m][1], _mm512_set1_epi32(both));
+            OW_UNROLL
+            for (int v = 0; v < 2 * NT; ++v) sum[v / 2][v % 2] = dot2(sum[v / 2][v % 2], pairs[m][v / 2][v % 2], _mm512_set1_epi32(both));
         }
-        store(to, first);
-        store(to + kLanes, second);
+        OW_UNROLL
+        for (int v = 0; v < 2 * NT; ++v) store(to + v / 2 * dx_tile + v % 2 * kLanes, sum[v / 2][v % 2]);
     }
+}
+
+template <int PAIRS, int NT>
+OW_INLINE void scatter_group(const Lowered& a, int64_t group, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile) {
+    const int64_t h = a.height, stride = up(h, 2), first = a.offsets[group], count = a.offsets[group + 1] - first;
+    const int32_t *columns = a.columns + first, *rows = a.rows + group * h;
+    w += first * stride;
+    int64_t r = 0;
+    for (; r + 2 * PAIRS <= stride; r += 2 * PAIRS) scatter_tile<PAIRS, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
+    if constexpr (PAIRS > 4) {
+        for (; r + 8 <= stride; r += 8) scatter_tile<4, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
+    }
+    if constexpr (PAIRS > 2) {
+        for (; r + 4 <= stride; r += 4) scatter_tile<2, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
+    }
+    for (; PAIRS > 1 && r < stride; r += 2) scatter_tile<1, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
 }
 
 // All groups for `tiles` tiles; w is [stored][stride], stride = the height made even, and 0 at padding.
-OW_INLINE void scatter(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
-    const int64_t h = a.height, stride = up(h, 2);
+template <int PAIRS, int NT>
+void scatter(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
     for (int64_t group = 0; group < a.groups; ++group) {
-        const int64_t first = a.offsets[group], count = a.offsets[group + 1] - first;
-        const int32_t *columns = a.columns + first, *rows = a.rows + group * h;
-        const BFloat16* from = w + first * stride;
-        for (int64_t t = 0; t < tiles; ++t) {
-            float* to = dx + t * dx_tile;
-            const BFloat16* gt = g + t * g_tile;
-            int64_t r = 0;
-            for (; r + 16 <= stride; r += 16) scatter_tile<8>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-            for (; r + 8 <= stride; r += 8) scatter_tile<4>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-            for (; r + 4 <= stride; r += 4) scatter_tile<2>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-            for (; r < stride; r += 2) scatter_tile<1>(to, columns, from + r, stride, count, gt, rows + r, h - r);
-        }
+        int64_t t = 0;
+        for (; t + NT <= tiles; t += NT) scatter_group<PAIRS, NT>(a, group, w, dx + t * dx_tile, dx_tile, g + t * g_tile, g_tile);
+        for (; t < tiles; ++t) scatter_group<PAIRS, 1>(a, group, w, dx + t * dx_tile, dx_tile, g + t * g_tile, g_tile);
     }
 }
 
-// weight gradient: one accumulator a column.  The lanes of a vector are H rows x 16 / H pairs of samples, so a column's samples are
+OW_INLINE void scatter_any(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
+    if (a.height > 8) return scatter<8, 1>(a, w, dx, dx_tile, g, g_tile, tiles);
+    if (a.height > 4) return scatter<4, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
+    if (a.height > 2) return scatter<2, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
+    return scatter<1, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
+}
+
+// weight gradient: one accumulator a column.  The lanes of a vector are H rows x 16 / H pairs of places, so a column's places are
 // broadcast, and sums over lanes run over the few pairs only.
+
+// The places that a sum runs over: `lines` strips of `tiles` tiles, whose places lie side by side.
+struct Places {
+    int64_t lines, in_line, out_line, tiles;
+};
 
 template <int UNIT, int... I>
 OW_INLINE Vec low_units(Vec a, Vec b, Index<I...>) {
@@ -130,8 +166,8 @@ OW_INLINE Vec high_units(Vec a, Vec b, Index<I...>) {
 
 // H rows of `tiles` tiles -> vectors [tile][H] of [row][pair]; absent rows are 0.
 template <int H>
-OW_INLINE void pack_rows(const BFloat16* g, int64_t g_tile, const int32_t* rows, int64_t n, int64_t tiles, float* to) {
-    for (int64_t t = 0; t < tiles; ++t, g += g_tile, to += H * kLanes) {
+OW_INLINE void pack_rows(const BFloat16* g, const int32_t* rows, int64_t n, int64_t tiles, float* to) {
+    for (int64_t t = 0; t < tiles; ++t, g += kTile, to += H * kLanes) {
         Vec v[H], other[H];
         OW_UNROLL
         for (int r = 0; r < H; ++r) v[r] = r < n && rows[r] >= 0 ? as_floats(words(g + rows[r])) : Vec{};
@@ -150,7 +186,7 @@ OW_INLINE void pack_rows(const BFloat16* g, int64_t g_tile, const int32_t* rows,
     }
 }
 
-// 16 / H pairs of samples in all rows' lanes.
+// 16 / H pairs of places in all rows' lanes.
 template <int H>
 OW_INLINE __m512i spread(const BFloat16* from) {
     if constexpr (H == 16) {
@@ -172,25 +208,26 @@ OW_INLINE __m512i spread(const BFloat16* from) {
 
 // Up to KT columns against H rows; dw[k][row], of which `n` rows from the first on exist.
 template <int H, int KT>
-OW_INLINE void dot_tile(const BFloat16* x, const int32_t* columns, int64_t count, const float* g, int64_t vectors, const int32_t* rows,
+OW_INLINE void dot_tile(const BFloat16* x, const int32_t* columns, int64_t count, const float* g, const Places& p, const int32_t* rows,
                         int64_t n, float* dw, int64_t height) {
     constexpr int kPairs = kLanes / H, kStep = H < 4 ? H : 4;
     Vec acc[KT];
-    const BFloat16* from[KT];
     OW_UNROLL
-    for (int j = 0; j < KT; ++j) {
-        acc[j] = Vec{};
-        from[j] = x + columns[least<int64_t>(j, count - 1)];
-    }
-    // A few vectors a turn: there are not registers enough for the addresses.
-    for (int64_t q = 0; q < vectors; q += kStep) {
-        __m512i rowv[kStep];
+    for (int j = 0; j < KT; ++j) acc[j] = Vec{};
+    for (int64_t line = 0; line < p.lines; ++line, x += p.in_line, g += p.tiles * H * kLanes) {
+        const BFloat16* from[KT];
         OW_UNROLL
-        for (int i = 0; i < kStep; ++i) rowv[i] = as_words(load(g + (q + i) * kLanes));
-        OW_UNROLL
-        for (int j = 0; j < KT; ++j) {
+        for (int j = 0; j < KT; ++j) from[j] = x + columns[least<int64_t>(j, count - 1)];
+        // A few vectors a turn: there are not registers enough for the addresses.
+        for (int64_t q = 0; q < H * p.tiles; q += kStep) {
+            __m512i rowv[kStep];
             OW_UNROLL
-            for (int i = 0; i < kStep; ++i) acc[j] = dot2(acc[j], rowv[i], spread<H>(from[j] + (q + i) * 2 * kPairs));
+            for (int i = 0; i < kStep; ++i) rowv[i] = as_words(load(g + (q + i) * kLanes));
+            OW_UNROLL
+            for (int j = 0; j < KT; ++j) {
+                OW_UNROLL
+                for (int i = 0; i < kStep; ++i) acc[j] = dot2(acc[j], rowv[i], spread<H>(from[j] + (q + i) * 2 * kPairs));
+            }
         }
     }
     OW_UNROLL
@@ -223,32 +260,31 @@ OW_INLINE void dot_tile(const BFloat16* x, const int32_t* columns, int64_t count
 
 template <int H>
 OW_INLINE void dot_rows(const Lowered& a, int64_t first, int64_t count, const int32_t* rows, int64_t n, const BFloat16* x, const BFloat16* g,
-                        int64_t tiles, float* packed, float* dw) {
-    pack_rows<H>(g, kTile, rows, n, tiles, packed);
-    int64_t k = 0;
-    for (; k < count; k += 16) {
+                        const Places& p, float* packed, float* dw) {
+    for (int64_t line = 0; line < p.lines; ++line) pack_rows<H>(g + line * p.out_line, rows, n, p.tiles, packed + line * p.tiles * H * kLanes);
+    for (int64_t k = 0; k < count; k += 16) {
         const int64_t left = least<int64_t>(16, count - k);
         if (H == 16 && left <= 8) {
-            dot_tile<H, H == 16 ? 8 : 16>(x, a.columns + first + k, left, packed, H * tiles, rows, n, dw + (first + k) * a.height, a.height);
+            dot_tile<H, H == 16 ? 8 : 16>(x, a.columns + first + k, left, packed, p, rows, n, dw + (first + k) * a.height, a.height);
         } else {
-            dot_tile<H, 16>(x, a.columns + first + k, left, packed, H * tiles, rows, n, dw + (first + k) * a.height, a.height);
+            dot_tile<H, 16>(x, a.columns + first + k, left, packed, p, rows, n, dw + (first + k) * a.height, a.height);
         }
     }
 }
 
-// Adds to dw[k][row] for the groups [g0, g1); samples lie side by side, 32 a tile.  `packed` has room for 16 rows.
-OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const BFloat16* x, const BFloat16* g, int64_t tiles, float* packed, float* dw) {
+// Adds to dw[k][row] for the groups [g0, g1).  `packed` has room for 16 rows of all places.
+OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const BFloat16* x, const BFloat16* g, const Places& p, float* packed, float* dw) {
     for (int64_t group = g0; group < g1; ++group) {
         const int64_t first = a.offsets[group], count = a.offsets[group + 1] - first;
         if (count == 0) continue;
         for (int64_t r = 0; r < a.height; r += 16) {
             const int64_t n = least<int64_t>(16, a.height - r);
             const int32_t* rows = a.rows + group * a.height + r;
-            if (n > 8) dot_rows<16>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
-            else if (n > 4) dot_rows<8>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
-            else if (n > 2) dot_rows<4>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
-            else if (n > 1) dot_rows<2>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
-            else dot_rows<1>(a, first, count, rows, n, x, g, tiles, packed, dw + r);
+            if (n > 8) dot_rows<16>(a, first, count, rows, n, x, g, p, packed, dw + r);
+            else if (n > 4) dot_rows<8>(a, first, count, rows, n, x, g, p, packed, dw + r);
+            else if (n > 2) dot_rows<4>(a, first, count, rows, n, x, g, p, packed, dw + r);
+            else if (n > 1) dot_rows<2>(a, first, count, rows, n, x, g, p, packed, dw + r);
+            else dot_rows<1>(a, first, count, rows, n, x, g, p, packed, dw + r);
         }
     }
 }

@@ -51,8 +51,8 @@ template <typename T>
 OW_INLINE T most(T a, T b) { return a > b ? a : b; }
 OW_INLINE int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Strides that are an even number of cache lines thrash the sets of L1 and L2; this makes them odd.  In floats.
-OW_INLINE int64_t odd_lines(int64_t floats) { return (up(floats, 16) / 16 | 1) * 16; }
+// Strides that are an even number of cache lines thrash the sets of L1 and L2; this makes them odd.  In elements, so many a line.
+OW_INLINE int64_t odd_lines(int64_t elements, int64_t a_line = 16) { return (up(elements, a_line) / a_line | 1) * a_line; }
 
 template <int... I>
 struct Index {};

@@ -9,7 +9,7 @@ from openwork import _native, resident
 from openwork.nn import SparseConv2d, SparseLinear
 
 HEIGHTS = pytest.mark.parametrize("height", [1, 4])
-SCATTER = ("linear_backward", "conv_backward")
+SCATTER = ("linear_backward", "segments_backward", "conv_backward")
 GATHER = ("linear_forward", "segments_forward", "conv_forward")
 
 

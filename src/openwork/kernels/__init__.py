@@ -10,8 +10,9 @@ Four products cover every layout, because every layout is stored as one :class:`
 =====================  ==========================================================================================
 
 A backward without ``values`` skips the input gradient, one without ``x`` skips the weight gradient; the latter alone is the
-sampled product (sddmm).  A backend may also have ``linear_bf16`` and ``linear_backward_bf16``, the same for bfloat16
-activations with float32 values, bias and ``dvalues``, as autocast has them.  Adding a backend is one module that registers
+sampled product (sddmm).  A backend may also have each of them with ``_bf16`` at the end of the name, the same for bfloat16
+activations with float32 values, bias and ``dvalues``, as autocast has them, and ``channel_sums_bf16``, the sums of
+``g[N, R, Ho, Wo]`` over all but its channels in float32.  Adding a backend is one module that registers
 the four names, and one line in ``MODULES``.
 """
 
@@ -31,7 +32,7 @@ F = TypeVar("F", bound=Kernel)
 
 MODULES = {"reference": ("openwork.kernels.reference",), "cpu": ("openwork.kernels.cpu", "openwork.kernels.cpu_bf16")}
 OPS = ("linear", "linear_backward", "conv2d", "conv2d_backward")
-OPTIONAL = ("linear_bf16", "linear_backward_bf16")
+OPTIONAL = ("linear_bf16", "linear_backward_bf16", "conv2d_bf16", "conv2d_backward_bf16", "channel_sums_bf16")
 
 _table: dict[tuple[str, str], Kernel] = {}
 _loaded: dict[str, bool] = {}

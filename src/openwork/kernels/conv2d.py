@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import lookup
+from openwork.kernels.autocast import backward_under, check_uniform, checked, direct_backward, forward_under, narrow, narrows
 from openwork.kernels.operator import PATTERN, asked, check, check_batch, define, eager, filled, parts, save
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
@@ -39,14 +40,21 @@ def conv2d(
         kernel: a backend of the table.
 
     Returns:
-        ``[N, R, Ho, Wo]``, contiguous.
+        ``[N, R, Ho, Wo]``, contiguous; bfloat16 under autocast to it.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, the window is larger than the padded image, or the backend does not
             know them.
     """
     arguments = (x, values, bias, *parts(pattern), kernel_size, stride, padding, dilation, kernel)
-    out: Tensor = _Conv2d.apply(*arguments) if eager(x) else torch.ops.openwork.conv2d(*arguments)
+    check_uniform(pattern, x, values=values, bias=bias)
+    out: Tensor
+    if eager(x):
+        out = _Conv2d.apply(*arguments)
+    elif narrows("conv2d", kernel, x, values, bias):
+        out = _Conv2d.apply(x.to(torch.bfloat16), *arguments[1:])
+    else:
+        out = torch.ops.openwork.conv2d(*arguments)
     return out
 
 
@@ -97,6 +105,10 @@ def _window(*parts: list[int]) -> Window:
 def check_conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window) -> None:
     """Raise ``ValueError`` unless all of it fits together, as :func:`conv2d` takes it."""
     check(pattern, x=x, values=values, bias=bias)
+    _check_input(x, pattern, window)
+
+
+def _check_input(x: Tensor, pattern: Pattern, window: Window) -> None:
     _check_image("x", x, _check_window(pattern, window))
     _output_size(window, (x.shape[2], x.shape[3]))
 
@@ -108,8 +120,9 @@ def _conv2d(
 ) -> Tensor:  # fmt: skip
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
     window = _window(kernel_size, stride, padding, dilation)
-    check_conv2d(x, values, pattern, bias, window)
-    out: Tensor = lookup("conv2d", kernel)(x, values, pattern, bias, window)
+    compute = checked("conv2d", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
+    _check_input(x, pattern, window)
+    out: Tensor = compute(x, values, pattern, bias, window)
     return out
 
 
@@ -121,13 +134,13 @@ def _conv2d_backward(
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
     window = _window(kernel_size, stride, padding, dilation)
     size = (input_size[0], input_size[1])
-    check(pattern, g=g, x=x, values=values)
+    compute = checked("conv2d_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
     channels = _check_window(pattern, window)
     _check_image("g", g, shape[0], _output_size(window, size))
     if x is not None:
         _check_image("x", x, channels, size)
     check_batch(x, g)
-    return filled(g, *lookup("conv2d_backward", kernel)(g, x, values, pattern, window, size))
+    return filled(g, *compute(g, x, values, pattern, window, size))
 
 
 def _conv2d_fake(
@@ -144,7 +157,8 @@ def _conv2d_backward_fake(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     channels = shape[1] // (kernel_size[0] * kernel_size[1])
     dx = None if values is None else g.new_empty(g.shape[0], channels, input_size[0], input_size[1])
-    dvalues = None if x is None else g.new_empty(cols.shape[0], rows.shape[1])
+    dtype = torch.float32 if narrow("conv2d", kernel, g, x) else g.dtype
+    dvalues = None if x is None else g.new_empty(cols.shape[0], rows.shape[1], dtype=dtype)
     return filled(g, dx, dvalues)
 
 
@@ -153,12 +167,27 @@ def _conv2d_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     dx = dvalues = dbias = None
     if x is not None or values is not None:
         *window, kernel = ctx.rest
-        backward: Any = torch.ops.openwork.conv2d_backward if torch.is_grad_enabled() or not eager(g) else _conv2d_backward
+        backward: Any = _conv2d_backward if direct_backward(g) else torch.ops.openwork.conv2d_backward
         both = backward(g, x, values, *index, ctx.shape, *window, ctx.input_size, kernel)
         dx, dvalues = asked(both, values, x)
     if ctx.needs_input_grad[2]:
-        dbias = g.sum((0, 2, 3))
+        dbias = _bias_gradient(g, ctx.rest[-1])
     return (dx, dvalues, dbias, *(None,) * 9)
+
+
+def _bias_gradient(g: Tensor, kernel: str) -> Tensor:
+    if direct_backward(g) and narrow("channel_sums", kernel, g):
+        sums: Tensor = lookup("channel_sums_bf16", kernel)(g)
+        return sums
+    return g.sum((0, 2, 3))
+
+
+def _conv2d_autocast(*inputs: Any) -> Tensor:
+    return forward_under(torch.ops.openwork.conv2d, "conv2d", *inputs)
+
+
+def _conv2d_backward_autocast(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return backward_under(torch.ops.openwork.conv2d_backward, "conv2d", *inputs)
 
 
 # See ``_Linear`` for why there is no ``setup_context``.
@@ -179,6 +208,7 @@ define(
     _conv2d,
     _conv2d_fake,
     _conv2d_gradient,
+    _conv2d_autocast,
 )
 define(
     f"conv2d_backward(Tensor g, Tensor? x, Tensor? values, {PATTERN}, {_WINDOW}, int[2] input_size, str kernel)"
@@ -186,4 +216,5 @@ define(
     _conv2d_backward,
     _conv2d_backward_fake,
     None,
+    _conv2d_backward_autocast,
 )

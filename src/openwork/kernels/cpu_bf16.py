@@ -1,9 +1,9 @@
-"""Linear layers on the CPU with bfloat16 activations and float32 values, bias and weight gradient.
+"""The products on the CPU with bfloat16 activations and float32 values, bias and weight gradient.
 
 Where the processor has instructions for it, operands are rounded to bfloat16 (8 significant bits) and products summed in
 float32, so each entry is within 2^-8 of the sum of the magnitudes of its products of what float32 gives.  Where it has none, or
-``OPENWORK_ISA`` forbids them, activations are widened and only the result is rounded.  Denormal operands count as 0.  As in
-float32, nothing depends on the number of threads, bit for bit.
+``OPENWORK_ISA`` forbids them, activations are widened and only the result is rounded.  Denormal operands count as 0.  What
+depends on the number of threads is what does in float32: the weight gradient of a convolution, in the last bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import openwork._native as native
 from openwork.kernels import cpu, register
+from openwork.kernels.window import LANES, Pair, Window, fills_blocks
 from openwork.pattern import Pattern
 
 
@@ -52,6 +53,87 @@ def linear_backward(
             *cpu.stored(pattern, values), cpu.threads(),
         )  # fmt: skip
     return dx, dvalues
+
+
+@register("conv2d_bf16", "cpu")
+def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window) -> Tensor:
+    """The convolution, bfloat16 as ``x`` is."""
+    if not native.has_bf16():
+        return cpu.conv2d(x.float(), values, pattern, bias, window).to(x.dtype)
+    x, values, bias = _narrow(x), _wide(values), None if bias is None else _wide(bias)
+    size = (x.shape[2], x.shape[3])
+    y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
+    for part in _parts(len(x)):
+        native.conv_forward_bf16(
+            x[part].data_ptr(), y[part].data_ptr(), cpu.address(bias), len(x[part]), *cpu.geometry(size, window),
+            *cpu.stored(pattern, values), cpu.threads(),
+        )  # fmt: skip
+    return y
+
+
+@register("conv2d_backward_bf16", "cpu")
+def conv2d_backward(
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, window: Window, input_size: Pair
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients with respect to the input, bfloat16, and to the stored values, float32."""
+    if not native.has_bf16():
+        wide = None if x is None else x.float()
+        dx, dvalues = cpu.conv2d_backward(g.float(), wide, values, pattern, window, input_size)
+        return None if dx is None else dx.to(g.dtype), dvalues
+    g, x, values = _narrow(g), None if x is None else _narrow(x), None if values is None else _wide(values)
+    dx = None if values is None else g.new_empty(len(g), pattern.shape[1] // window.taps, *input_size)
+    dvalues = None if x is None else g.new_empty(pattern.value_shape, dtype=torch.float32)
+    total = dvalues
+    for part in _parts(len(g)):
+        own = dvalues if dvalues is None or not part.start else torch.empty_like(dvalues)
+        _conv2d_gradients(g[part], _part(x, part), values, pattern, window, input_size, _part(dx, part), own)
+        if total is not None and own is not None and own is not total:
+            total += own
+    return dx, total
+
+
+def _conv2d_gradients(
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, window: Window,
+    input_size: Pair, dx: Tensor | None, dvalues: Tensor | None,
+) -> None:  # fmt: skip
+    scattered = dx
+    if values is not None and dx is not None and cpu.gathers(pattern, window):
+        # As in float32, single rows are gathered.
+        flipped = cpu.geometry(window.output_size(*input_size), cpu.mirrored(window))
+        turned = cpu.turned(pattern, values, window.taps)
+        native.conv_forward_bf16(g.data_ptr(), dx.data_ptr(), 0, len(g), *flipped, *turned, cpu.threads())
+        scattered = None
+    if scattered is not None or dvalues is not None:
+        native.conv_backward_bf16(
+            g.data_ptr(), cpu.address(x), cpu.address(scattered), cpu.address(dvalues), len(g),
+            *cpu.geometry(input_size, window), *cpu.stored(pattern, values), cpu.threads(),
+        )  # fmt: skip
+
+
+@register("channel_sums_bf16", "cpu")
+def channel_sums(g: Tensor) -> Tensor:
+    """Sums over images and pixels, ``[R]``, float32."""
+    if not native.has_bf16():
+        return g.sum((0, 2, 3), dtype=torch.float32)
+    g = _narrow(g)
+    sums = g.new_empty(g.shape[:2], dtype=torch.float32)
+    native.plane_sums_bf16(g.data_ptr(), sums.numel(), g.shape[2] * g.shape[3], sums.data_ptr(), cpu.threads())
+    return sums.sum(0)
+
+
+def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+def _parts(batch: int) -> list[slice]:
+    """The batch, or its whole blocks and its rest where that would leave much of the last block empty.
+
+    The rest is computed with fewer images side by side.
+    """
+    whole = batch // LANES * LANES
+    if 0 < whole < batch and not fills_blocks(batch):
+        return [slice(0, whole), slice(whole, batch)]
+    return [slice(0, batch)]
 
 
 def _narrow(tensor: Tensor) -> Tensor:

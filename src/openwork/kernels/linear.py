@@ -1,9 +1,4 @@
-"""The sparse linear layer as a PyTorch operator: differentiable, traceable, and one call for every backend.
-
-Under autocast to bfloat16 on the CPU, activations are bfloat16, values and bias stay float32, if the backend offers that; the
-input gradient is bfloat16 then, the weight gradient float32.  Other backends compute in float32 and round the result.  Autocast
-to float16 computes in float32 and rounds nothing.
-"""
+"""The sparse linear layer as a PyTorch operator: differentiable, traceable, and one call for every backend."""
 
 from __future__ import annotations
 
@@ -12,22 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openwork.kernels import Kernel, lookup, offers
-from openwork.kernels.operator import (
-    PATTERN,
-    asked,
-    cast,
-    check,
-    check_batch,
-    check_matrix,
-    define,
-    direct,
-    eager,
-    filled,
-    narrows,
-    parts,
-    save,
-)
+from openwork.kernels.autocast import backward_under, check_uniform, checked, direct_backward, forward_under, narrow, narrows
+from openwork.kernels.operator import PATTERN, asked, check_batch, check_matrix, define, eager, filled, parts, save
 from openwork.pattern import Pattern
 
 
@@ -47,13 +28,12 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
     Raises:
         ValueError: a shape, dtype or device does not fit, or the backend does not know them.
     """
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        check(pattern, x=x, values=values, bias=bias)  # as dense layers, mixed dtypes under autocast only
+    check_uniform(pattern, x, values=values, bias=bias)
     arguments = (x, values, bias, *parts(pattern), kernel)
     out: Tensor
     if eager(x):
         out = _Linear.apply(*arguments)
-    elif narrows(x, values, bias) and offers("linear_bf16", kernel):
+    elif narrows("linear", kernel, x, values, bias):
         out = _Linear.apply(x.to(torch.bfloat16), *arguments[1:])
     else:
         out = torch.ops.openwork.linear(*arguments)
@@ -76,34 +56,12 @@ def sddmm(x: Tensor, g: Tensor, pattern: Pattern, kernel: str = "reference") -> 
     return out
 
 
-def _narrow(kernel: str, *activations: Tensor | None) -> bool:
-    """Whether this is bfloat16 beside float32; a backend that offers it has no bfloat16 values."""
-    given = [tensor for tensor in activations if tensor is not None]
-    return all(tensor.dtype == torch.bfloat16 for tensor in given) and offers("linear_bf16", kernel)
-
-
-def _checked(
-    op: str, kernel: str, pattern: Pattern, activations: dict[str, Tensor | None], weights: dict[str, Tensor | None]
-) -> Kernel:
-    """The function that computes, once dtypes, devices and sizes are known to fit."""
-    if not _narrow(kernel, *activations.values()):
-        check(pattern, **activations, **weights)
-        return lookup(op, kernel)
-    check(pattern, **activations)
-    for name, weight in weights.items():
-        if weight is not None:
-            check(pattern, **{name: weight})
-            if weight.dtype != torch.float32:
-                raise ValueError(f"{name} is {weight.dtype}; kernel={kernel!r} takes torch.float32 beside torch.bfloat16")
-    return lookup(f"{op}_bf16", kernel)
-
-
 def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None,
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int], kernel: str,
 ) -> Tensor:  # fmt: skip
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
-    compute = _checked("linear", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
+    compute = checked("linear", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
     check_matrix("x", x, shape[1])
     out: Tensor = compute(x, values, pattern, bias)
     return out
@@ -114,7 +72,7 @@ def _linear_backward(
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int], kernel: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
-    compute = _checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
+    compute = checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
     check_matrix("g", g, shape[0])
     if x is not None:
         check_matrix("x", x, shape[1])
@@ -130,7 +88,7 @@ def _linear_backward_fake(
     g: Tensor, x: Tensor | None, values: Tensor | None, rows: Tensor, offsets: Any, cols: Tensor, shape: Any, kernel: str
 ) -> tuple[Tensor, Tensor]:
     dx = None if values is None else g.new_empty(g.shape[0], shape[1])
-    dtype = torch.float32 if _narrow(kernel, g, x) else g.dtype
+    dtype = torch.float32 if narrow("linear", kernel, g, x) else g.dtype
     dvalues = None if x is None else g.new_empty(cols.shape[0], rows.shape[1], dtype=dtype)
     return filled(g, dx, dvalues)
 
@@ -139,9 +97,7 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, values, *index = ctx.saved_tensors
     dx = dvalues = dbias = None
     if x is not None or values is not None:
-        # Of bfloat16 there is nothing that autocast could still cast.
-        watched = torch.is_grad_enabled() or not (eager(g) or (g.dtype == torch.bfloat16 and direct(g)))
-        backward: Any = torch.ops.openwork.linear_backward if watched else _linear_backward
+        backward: Any = _linear_backward if direct_backward(g) else torch.ops.openwork.linear_backward
         both = backward(g, x, values, *index, ctx.shape, *ctx.rest)
         dx, dvalues = asked(both, values, x)
     if ctx.needs_input_grad[2]:
@@ -149,26 +105,12 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     return dx, dvalues, dbias, None, None, None, None, None
 
 
-def _linear_autocast(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    # Half precision on the CPU is left to bfloat16; float64 is never cast.
-    to_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.float64 not in (x.dtype, values.dtype)
-    narrow = to_bf16 and offers("linear_bf16", rest[-1])
-    with torch.autocast("cpu", enabled=False):
-        out: Tensor = torch.ops.openwork.linear(
-            cast(x, torch.bfloat16 if narrow else torch.float32), cast(values, torch.float32), cast(bias, torch.float32), *rest
-        )
-        return out.to(torch.bfloat16) if to_bf16 else out
+def _linear_autocast(*inputs: Any) -> Tensor:
+    return forward_under(torch.ops.openwork.linear, "linear", *inputs)
 
 
-def _linear_backward_autocast(
-    g: Tensor, x: Tensor | None, values: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    wide = torch.bfloat16 if _narrow(rest[-1], g, x) else torch.float32
-    with torch.autocast("cpu", enabled=False):
-        both: tuple[Tensor, Tensor] = torch.ops.openwork.linear_backward(
-            cast(g, wide), cast(x, wide), cast(values, torch.float32), *rest
-        )
-        return both
+def _linear_backward_autocast(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return backward_under(torch.ops.openwork.linear_backward, "linear", *inputs)
 
 
 # With a ``setup_context`` of their own, torch would bind every call's arguments to the signature of ``forward`` by inspection:

@@ -57,20 +57,6 @@ def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
     raise NotImplementedError("sparse layers have no second derivative; densify the model first")
 
 
-def narrows(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether nothing but autograd and autocast to bfloat16 watches, and the weights are the float32 ones of a layer.
-
-    Then a layer that computes in bfloat16 can be called as directly as one under autograd alone.
-    """
-    return (
-        torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and direct(x)
-        and x.dtype != torch.float64
-        and all(weight is None or weight.dtype == torch.float32 for weight in weights)
-    )
-
-
 def direct(tensor: Tensor) -> bool:
     """Whether a tensor is a plain one on the CPU that no compiler or dispatch mode watches."""
     return (
