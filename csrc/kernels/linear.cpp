@@ -137,8 +137,13 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
             unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
         }
     }
-    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether.
-    const auto boundary = [&](int64_t i) { return b.dx == nullptr ? units * i : least(units * team, 2 * units * i - units * i / team * team); };
+    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether; where few
+    // had any, the others take all of it.
+    const auto boundary = [&](int64_t i) {
+        const int64_t had = units * i / team;
+        if (b.dx == nullptr) return units * i;
+        return 2 * units < team ? units * team * (i - had) / (team - units) : 2 * units * i - had * team;
+    };
     for (int64_t t = 0; t < samples && b.dw != nullptr; t += b.reduction) {
         const Lowered& a = *b.for_dw;
         const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
