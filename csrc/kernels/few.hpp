@@ -16,11 +16,12 @@ struct Few {
     int64_t inputs, outputs, samples;
 };
 
-// How many samples at the end of a batch are computed here.
+// How many samples at the end of a batch are computed here.  More than this many take longer than a unit; half as many where there are
+// other units, for then the weights are read once more.
 OW_INLINE int64_t few_samples(const Stored& m, int64_t batch) {
-    const int64_t rest = batch % kBatchLanes, h = m.height;
+    const int64_t rest = batch % kBatchLanes, h = m.height, most_samples = least(kFew, h) / (batch > kBatchLanes ? 2 : 1);
     const bool whole_vectors = h >= 4 && (h % kLanes == 0 || kLanes % h == 0);
-    return whole_vectors && m.rows != nullptr && rest <= least(kFew, h) ? rest : 0;
+    return whole_vectors && m.rows != nullptr && rest <= most_samples ? rest : 0;
 }
 
 // f.run<W, S>() for rows in a vector and samples.
@@ -157,6 +158,16 @@ struct FewDots {
 
 OW_INLINE int64_t few_stride(int64_t samples) { return up(samples, 4); }
 
+// Lane i of every quad from lane i ^ BY of it: of a alone, or of a vector for each lane.
+template <int BY, int... I>
+OW_INLINE Vec crossed(Vec a, Index<I...>) { return __builtin_shufflevector(a, a, (I ^ BY)...); }
+template <int BY, int... I>
+OW_INLINE Vec crossed(const Vec* v, Index<I...>) {
+    const Vec low = __builtin_shufflevector(v[0], v[1], ((I ^ BY) + I % 2 * kLanes)...);
+    const Vec high = __builtin_shufflevector(v[2], v[3], ((I ^ BY) + I % 2 * kLanes)...);
+    return __builtin_shufflevector(low, high, (I + I % 4 / 2 * kLanes)...);
+}
+
 // Adds to dx[column k][sample] the sum over rows of w[k][row] * g[sample][row], four samples at a time.
 struct FewScatter {
     const Few& few;
@@ -164,18 +175,24 @@ struct FewScatter {
     const float* g;
     float* dx;  // [inputs][few_stride(samples)]
 
-    // As many columns as there are quads in a vector, from their weights: those of W rows of a column are ROWS / 4 quads.
+    // As many columns as there are quads in a vector, from their weights: those of a column's rows are ROWS / 4 quads.  Lane i of
+    // a quad is for sample i, so each weight passes through all four lanes, and the gradients were put where it meets its own.
     template <int ROWS, int FOURS>
     OW_INLINE void columns(const Vec* w, const Vec (&gradient)[FOURS * 4], const int32_t* column, int64_t count, float* dx) {
         constexpr int kVectors = ROWS / 4;
+        Vec sum[FOURS][kVectors];
+        OW_UNROLL
+        for (int i = 0; i < kVectors; ++i) {
+            const Vec one = crossed<1>(w[i], Lanes{}), two = crossed<2>(w[i], Lanes{}), three = crossed<3>(w[i], Lanes{});
+            OW_UNROLL
+            for (int f = 0; f < FOURS; ++f) {
+                const Vec* of = gradient + 4 * f;
+                sum[f][i] = w[i] * of[0] + one * of[1] + two * of[2] + three * of[3];
+            }
+        }
         OW_UNROLL
         for (int f = 0; f < FOURS; ++f) {
-            Vec v[kVectors];
-            OW_UNROLL
-            for (int i = 0; i < kVectors; ++i) {
-                const Vec* of = gradient + 4 * f;
-                v[i] = pairs(pairs(w[i] * of[0], w[i] * of[1]), pairs(w[i] * of[2], w[i] * of[3]));
-            }
+            Vec* v = sum[f];
             if constexpr (kVectors > 1) {
                 OW_UNROLL
                 for (int width = kVectors / 2; width >= 1; width /= 2) {
@@ -202,6 +219,14 @@ struct FewScatter {
         Vec gradient[FOURS * 4];
         OW_UNROLL
         for (int s = 0; s < FOURS * 4; ++s) gradient[s] = s < few.samples ? gather_rows<kLanes, ROWS>(rows, g + s * few.outputs) : Vec{};
+        OW_UNROLL
+        for (int f = 0; f < FOURS * 4; f += 4) {
+            const Vec of[4] = {gradient[f], gradient[f + 1], gradient[f + 2], gradient[f + 3]};
+            gradient[f] = crossed<0>(of, Lanes{});
+            gradient[f + 1] = crossed<1>(of, Lanes{});
+            gradient[f + 2] = crossed<2>(of, Lanes{});
+            gradient[f + 3] = crossed<3>(of, Lanes{});
+        }
         int64_t k = a.offsets[group];
         Vec w[kVectors];
         for (; k + kQuads <= end; k += kQuads) {
@@ -228,10 +253,11 @@ struct FewScatter {
 OW_INLINE void add_parts(const Few& few, const float* parts, int64_t from, int64_t to, float* dx) {
     const int64_t stride = few_stride(few.samples);
     for (int64_t c = from; c < to; ++c) {
-        for (int64_t s = 0; s < few.samples; ++s) {
-            float sum = 0;
-            for (int64_t p = 0; p < kParts; ++p) sum += parts[(p * few.inputs + c) * stride + s];
-            dx[s * few.inputs + c] = sum;
+        for (int64_t f = 0; f < few.samples; f += 4) {
+            Quad sum{};
+            OW_UNROLL
+            for (int64_t p = 0; p < kParts; ++p) sum += *reinterpret_cast<const QuadInMemory*>(parts + (p * few.inputs + c) * stride + f);
+            for (int64_t s = f; s < least(f + 4, few.samples); ++s) dx[s * few.inputs + c] = sum[s - f];
         }
     }
 }
