@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../scratch.hpp"
+#include "few.hpp"
 #include "linear.hpp"
 #include "panels.hpp"
 #include "tiles.hpp"
@@ -44,8 +45,9 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
     const int64_t inputs = m.n_columns, outputs = m.n_rows;
     if (batch == 0 || outputs == 0) return nullptr;
     // Every thread has as many units of 16 samples to itself; those left over they share, each taking some of the row groups.
-    const int64_t units = (batch + kBatchLanes - 1) / kBatchLanes, own = units / threads * kBatchLanes;
-    const int64_t first_shared = least(batch, own * threads);
+    const int64_t rest = few_samples(m, batch), whole = batch - rest;
+    const int64_t units = (whole + kBatchLanes - 1) / kBatchLanes, own = units / threads * kBatchLanes;
+    const int64_t first_shared = least(whole, own * threads);
     const int64_t width = most(kBatchLanes, least(kPanel, own)), stride = odd_lines(width);
     Scratch scratch(lowered_bytes(m) + (inputs + outputs) * 4 + (threads * inputs + (threads + 1) * outputs) * stride * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
@@ -55,6 +57,7 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
     Lowered a;
     const int64_t zero = 0;
     if (Failure wrong = lower(m, {stride, 1, &zero, stride}, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
+    const Few few{a, m.columns, inputs, outputs, rest};
     float* in = memory.take<float>(threads * inputs * stride);
     float* out = memory.take<float>((threads + 1) * outputs * stride);
 #pragma omp parallel num_threads(threads)
@@ -64,7 +67,7 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
         // A runtime that grants fewer threads than asked for must still cover every share.
         for (int64_t t = id; t < threads && own > 0; t += team) {
             float* my_out = out + t * outputs * stride;
-            const int64_t last = least(batch, (t + 1) * own);
+            const int64_t last = least(whole, (t + 1) * own);
             for (int64_t s = t * own; s < last; s += width) {
                 const int64_t samples = least(width, last - s), vectors = up(samples, kBatchLanes) / kLanes;
                 pack_panel(x + s * inputs, inputs, 0, inputs, samples, in_at, my_in);
@@ -76,8 +79,8 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
             }
         }
         float* shared = out + threads * outputs * stride;
-        for (int64_t s = first_shared; s < batch; s += width) {
-            const int64_t samples = least(width, batch - s), vectors = up(samples, kBatchLanes) / kLanes;
+        for (int64_t s = first_shared; s < whole; s += width) {
+            const int64_t samples = least(width, whole - s), vectors = up(samples, kBatchLanes) / kLanes;
             // Packing all of it again costs a thread less than fetching what another one has just packed.
             pack_panel(x + s * inputs, inputs, 0, inputs, samples, in_at, my_in);
             product<Gather>(a, share(a, id, team), share(a, id + 1, team), my_in, shared, vectors, kTilesPerGroup);
@@ -85,6 +88,13 @@ Failure linear_forward(const Stored& m, const float* x, const float* bias, float
 #pragma omp barrier
             unpack_panel(shared, outputs, outputs * id / team, outputs * (id + 1) / team, samples, out_at, y + s * outputs);
 #pragma omp barrier
+        }
+        if (rest > 0) {
+            float* last = y + whole * outputs;
+            with_rows(m.height, rest, FewForward{few, share(a, id, team), share(a, id + 1, team), x + whole * inputs, last});
+            for (int64_t s = 0; s < rest && id == 0; ++s) {
+                for (int64_t i = 0; i < a.n_missing; ++i) last[s * outputs + a.missing[i]] = bias == nullptr ? 0.0f : bias[a.missing[i]];
+            }
         }
     }
     return nullptr;
@@ -127,8 +137,13 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
             unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
         }
     }
-    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether.
-    const auto boundary = [&](int64_t i) { return b.dx == nullptr ? units * i : least(units * team, 2 * units * i - units * i / team * team); };
+    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether; where few
+    // had any, the others take all of it.
+    const auto boundary = [&](int64_t i) {
+        const int64_t had = units * i / team;
+        if (b.dx == nullptr) return units * i;
+        return 2 * units < team ? units * team * (i - had) / (team - units) : 2 * units * i - had * team;
+    };
     for (int64_t t = 0; t < samples && b.dw != nullptr; t += b.reduction) {
         const Lowered& a = *b.for_dw;
         const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
@@ -140,6 +155,18 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
 #pragma omp barrier
 }
 
+// One thread's share of the last samples, which come first: dw is set, not added to.  The input gradient is left in parts.
+void backward_few(const Backward& b, const Few& few, float* parts, int64_t id, int64_t team) {
+    const float* g = b.g + b.batch * b.outputs;
+    const int64_t height = few.a.height, of_part = b.inputs * few_stride(few.samples);
+    for (int64_t p = id; p < kParts && b.dx != nullptr; p += team) {
+        std::memset(parts + p * of_part, 0, static_cast<size_t>(of_part) * 4);
+        with_rows(height, few.samples, FewScatter{few, share(few.a, p, kParts), share(few.a, p + 1, kParts), g, parts + p * of_part});
+    }
+    if (b.dw == nullptr) return;
+    with_rows(height, few.samples, FewDots{few, share(few.a, id, team), share(few.a, id + 1, team), g, b.x + b.batch * b.inputs, b.dw});
+}
+
 }  // namespace
 
 Failure linear_backward(const Stored& m, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads) {
@@ -149,11 +176,12 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         return nullptr;
     }
     // Wide enough for four units a thread; how the weight gradient is summed must not depend on it.
-    const int64_t wide = least((threads + 3) / 4 * kChunk, up(batch, kBatchLanes)), stride = odd_lines(wide);
+    const int64_t rest = few_samples(m, batch), whole = batch - rest;
+    const int64_t wide = least((threads + 3) / 4 * kChunk, up(whole, kBatchLanes)), stride = odd_lines(wide);
     const int64_t narrow = odd_lines(least(kPanel, wide));
     const bool alone = threads <= kPackAlone;
     const int64_t copies = alone ? threads : 1;
-    const int64_t panels = copies * (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow : 0);
+    const int64_t panels = copies * (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
     // Single rows use every input once for each weight: wider windows matter more to them than fewer reductions.
     const int64_t reduction = m.height < 4 ? kChunk / 2 : kChunk;
     Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + m.groups) * 4 + panels * 4 + 1024);
@@ -161,7 +189,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, batch, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, alone};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, alone};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
@@ -177,12 +205,18 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     b.g_panels = memory.take<float>(copies * outputs * stride);
     if (dw != nullptr) b.x_panels = memory.take<float>(copies * inputs * stride);
     if (dx != nullptr) b.dx_panels = memory.take<float>(threads * inputs * narrow);
+    float* parts = dx != nullptr ? memory.take<float>(kParts * inputs * few_stride(rest)) : nullptr;
+    const Few few{dx != nullptr ? for_dx : for_dw, m.columns, inputs, outputs, rest};
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), weights = m.stored * m.height;
         const int64_t first = weights * id / team;
-        if (dw != nullptr) std::memset(dw + first, 0, static_cast<size_t>(weights * (id + 1) / team - first) * 4);
-        for (int64_t s = 0; s < batch; s += wide) backward_panel(b, s, id, team);
+        if (rest > 0) {
+            backward_few(b, few, parts, id, team);
+#pragma omp barrier
+        } else if (dw != nullptr) std::memset(dw + first, 0, static_cast<size_t>(weights * (id + 1) / team - first) * 4);
+        for (int64_t s = 0; s < whole; s += wide) backward_panel(b, s, id, team);
+        if (rest > 0 && dx != nullptr) add_parts(few, parts, inputs * id / team, inputs * (id + 1) / team, dx + whole * inputs);
     }
     return nullptr;
 }

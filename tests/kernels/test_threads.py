@@ -62,6 +62,14 @@ def test_wide_linear_layers(height, batch):
         assert all(torch.equal(a, b) for a, b in zip(found[0], several, strict=True))
 
 
+@pytest.mark.parametrize("threads", [5, 7, 12])
+@pytest.mark.parametrize("batch", [16, 32, 48, 80])
+def test_fewer_units_of_samples_than_threads(results, threads, batch):
+    """Threads that had none of the input gradient take the weight gradient, each part of it once."""
+    for one, several in zip(results(1, 8, batch)[0], results(threads, 8, batch)[0], strict=True):
+        assert torch.equal(one, several)
+
+
 @heights
 def test_same_threads_same_bits(results, height):
     first, again = results(3, height, 70), results(3, height, 70)
