@@ -106,7 +106,8 @@ OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting
     int64_t bytes = sorted_bytes(m, sorting, threads);
     for (int i = 0; i < plans.count; ++i) {
         const Plan& p = plans.parts[i];
-        bytes += lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + p.image.taps() * 8 + m.stored * 4 + 512;
+        bytes += lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + p.image.taps() * 8 + 512;
+        bytes += (m.n_columns + m.stored) * 4;  // of sort_like
     }
     return bytes;
 }
@@ -116,8 +117,15 @@ OW_INLINE Failure lower_for(const Stored& m, const Plan& p, const Sorting& sorti
                             int threads, Sorted& out) {
     Lowered a;
     const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p, memory), slab_channel(p.out)};
-    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    out = before == nullptr ? sort_columns(m, a, sorting, memory, threads) : sort_like(*before, m, a, memory);
+    char* own = memory.take<char>(lowered_bytes(m));
+    if (sorting.whole()) {
+        if (Failure wrong = lower(m, at, bias, own, threads, a)) return wrong;
+        out = {a, nullptr, nullptr, nullptr, 1, 1, 0, true};
+        return nullptr;
+    }
+    if (Failure wrong = lower_rows(m, at, bias, own, a)) return wrong;
+    if (before == nullptr) return sort_columns(m, a, at, sorting, memory, threads, out);
+    sort_like(*before, m, a, at, memory, threads, out);
     return nullptr;
 }
 
