@@ -18,15 +18,15 @@ T* carve(char*& memory, int64_t count) {
     return start;
 }
 
-Failure check_offsets(const Stored& m) {
-    if (m.offsets[0] != 0 || m.offsets[m.groups] != m.stored) return "the pattern's offsets do not run from 0 to the number of columns";
+Failure check_offsets(const Stored& m, const int32_t* offsets) {
+    if (offsets[0] != 0 || offsets[m.groups] != m.stored) return "the pattern's offsets do not run from 0 to the number of columns";
     for (int64_t g = 0; g < m.groups; ++g) {
-        if (m.offsets[g + 1] < m.offsets[g]) return "the pattern's offsets descend";
+        if (offsets[g + 1] < offsets[g]) return "the pattern's offsets descend";
     }
     return nullptr;
 }
 
-Failure lower_rows(const Stored& m, int64_t row_stride, const float* bias, int32_t* rows, float* spread, char* seen, int64_t& full) {
+Failure spread_rows(const Stored& m, int64_t row_stride, const float* bias, int32_t* rows, float* spread, char* seen, int64_t& full) {
     std::memset(seen, 0, static_cast<size_t>(m.n_rows));
     full = m.groups;
     for (int64_t i = 0; i < m.groups * m.height; ++i) {
@@ -47,25 +47,37 @@ Failure lower_rows(const Stored& m, int64_t row_stride, const float* bias, int32
 
 int64_t lowered_bytes(const Stored& m) {
     const int64_t rows = m.groups * m.height;
-    return padded(m.n_columns * 4) + padded(m.stored * 4) + 2 * padded(rows * 4) + padded(m.n_rows) + padded(m.n_rows * 4) +
-           (m.order != nullptr ? padded(m.stored * 4) : 0);
+    return padded((m.groups + 1) * 4) + 2 * padded(rows * 4) + padded(m.n_rows) + padded(m.n_rows * 4) + padded(m.n_columns * 4) +
+           padded(m.stored * 4) + (m.order != nullptr ? padded(m.stored * 4) : 0);
 }
 
-Failure lower(const Stored& m, const Addressing& at, const float* bias, char* memory, int threads, Lowered& out) {
-    if (Failure wrong = check_offsets(m)) return wrong;
-    int32_t* table = carve<int32_t>(memory, m.n_columns);
-    int32_t* columns = carve<int32_t>(memory, m.stored);
+Failure lower_rows(const Stored& m, const Addressing& at, const float* bias, char*& memory, Lowered& out) {
+    // What has been checked is a copy, for another thread may write to the pattern meanwhile.
+    int32_t* offsets = carve<int32_t>(memory, m.groups + 1);
+    std::memcpy(offsets, m.offsets, static_cast<size_t>(m.groups + 1) * 4);
+    if (Failure wrong = check_offsets(m, offsets)) return wrong;
     int32_t* rows = carve<int32_t>(memory, m.groups * m.height);
     float* spread = carve<float>(memory, m.groups * m.height);
     char* seen = carve<char>(memory, m.n_rows);
     int32_t* missing = carve<int32_t>(memory, m.n_rows);
-    float* ordered = m.order != nullptr ? carve<float>(memory, m.stored) : nullptr;
 
     const int64_t furthest = (m.n_columns / at.taps) * at.channel + *std::max_element(at.tap, at.tap + at.taps);
     if (std::max(furthest, m.n_rows * at.row) > std::numeric_limits<int32_t>::max()) return "the layer's blocked layout is too large for 32-bit offsets";
-    for (int64_t c = 0; c < m.n_columns; ++c) table[c] = static_cast<int32_t>((c / at.taps) * at.channel + at.tap[c % at.taps]);
-    int64_t full = 0;
-    if (Failure wrong = lower_rows(m, at.row, bias, rows, spread, seen, full)) return wrong;
+    int64_t full = 0, n_missing = 0;
+    if (Failure wrong = spread_rows(m, at.row, bias, rows, spread, seen, full)) return wrong;
+    for (int64_t r = 0; r < m.n_rows; ++r) {
+        if (!seen[r]) missing[n_missing++] = static_cast<int32_t>(r);
+    }
+    out = {m.groups, m.height, m.n_rows, full, offsets, offsets + 1, nullptr, rows, m.rows, nullptr, spread, missing, n_missing};
+    return nullptr;
+}
+
+Failure lower(const Stored& m, const Addressing& at, const float* bias, char* memory, int threads, Lowered& out) {
+    if (Failure wrong = lower_rows(m, at, bias, memory, out)) return wrong;
+    int32_t* table = carve<int32_t>(memory, m.n_columns);
+    int32_t* columns = carve<int32_t>(memory, m.stored);
+    float* ordered = m.order != nullptr ? carve<float>(memory, m.stored) : nullptr;
+    for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { table[c] = offset; });
 
     bool bad = false;
     const uint32_t limit = static_cast<uint32_t>(m.n_columns), stored = static_cast<uint32_t>(m.stored);
@@ -81,12 +93,8 @@ Failure lower(const Stored& m, const Addressing& at, const float* bias, char* me
         }
     }
     if (bad) return "the pattern's columns are out of range";
-
-    int64_t n_missing = 0;
-    for (int64_t r = 0; r < m.n_rows; ++r) {
-        if (!seen[r]) missing[n_missing++] = static_cast<int32_t>(r);
-    }
-    out = {m.groups, m.height, m.n_rows, full, m.offsets, m.offsets + 1, columns, rows, m.rows, ordered != nullptr ? ordered : m.values, spread, missing, n_missing};
+    out.columns = columns;
+    out.values = ordered != nullptr ? ordered : m.values;
     return nullptr;
 }
 
@@ -145,7 +153,7 @@ Failure transpose_by(const Stored& m, Taps taps, int32_t* offsets, int32_t* colu
 }  // namespace
 
 Failure transpose(const Stored& m, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order, int threads) {
-    if (Failure wrong = check_offsets(m)) return wrong;
+    if (Failure wrong = check_offsets(m, m.offsets)) return wrong;
     using One = std::integral_constant<int64_t, 1>;
     const int64_t shares = m.stored > 16384 ? std::min<int64_t>(threads, 16) : 1;
     return taps == 1 ? transpose_by(m, One{}, offsets, columns, order, shares) : transpose_by(m, taps, offsets, columns, order, shares);

@@ -28,10 +28,23 @@ struct Addressing {
     int64_t row;
 };
 
+// Calls f(column, channel, tap, offset) for every column in turn; divisions would take longer than what is done with each.
+template <typename F>
+static inline __attribute__((always_inline)) void for_columns(const Stored& m, const Addressing& at, F f) {
+    for (int64_t c = 0, channel = 0; c < m.n_columns; ++channel) {
+        for (int64_t tap = 0; tap < at.taps && c < m.n_columns; ++tap, ++c) {
+            f(c, channel, tap, static_cast<int32_t>(channel * at.channel + at.tap[tap]));
+        }
+    }
+}
+
 int64_t lowered_bytes(const Stored&);
 
 // `memory` is 64-byte aligned and has lowered_bytes(stored) bytes.  Returns what is wrong with the index, or null.
 Failure lower(const Stored&, const Addressing&, const float* bias, char* memory, int threads, Lowered& out);
+
+// The same but for columns and values, which are null; `memory` moves past what is taken of it.
+Failure lower_rows(const Stored&, const Addressing&, const float* bias, char*& memory, Lowered& out);
 
 // The transposition of a matrix of height 1 whose columns are channel * taps + tap: row = channel, column = row * taps + (taps - 1 - tap).
 Failure transpose(const Stored&, int64_t taps, int32_t* offsets, int32_t* columns, int32_t* order, int threads);

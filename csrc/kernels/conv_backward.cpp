@@ -145,8 +145,10 @@ void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, Sh
 
 Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
     const int64_t weights = m.stored * m.height;
-    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
-    if (image.batch == 0) return nullptr;
+    if (image.batch == 0) {
+        if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
+        return nullptr;
+    }
     const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
     Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
@@ -184,7 +186,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         float* my_dw = dw == nullptr ? nullptr : id == 0 && order == nullptr ? dw : copies + id * private_dw;
-        if (my_dw != nullptr && my_dw != dw) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
+        if (my_dw != nullptr) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
         for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, all_shares + id * shares, my_dw);
         drain_streams();
 #pragma omp barrier

@@ -78,7 +78,8 @@ OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting
     int64_t bytes = sorted_bytes(m, sorting, threads);
     for (int i = 0; i < plans.count; ++i) {
         const Plan& p = plans.parts[i];
-        bytes += lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + p.image.taps() * 8 + m.stored * 4 + 512;
+        bytes += lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + p.image.taps() * 8 + 512;
+        bytes += (m.n_columns + m.stored) * 4;  // of sort_like
     }
     return bytes;
 }
@@ -87,9 +88,17 @@ OW_INLINE int64_t plans_bytes(const Plans& plans, const Stored& m, const Sorting
 OW_INLINE Failure lower_for(const Stored& m, const Plan& p, const Sorting& sorting, const float* bias, const Sorted* before, Memory& memory,
                             int threads, Sorted& out) {
     Lowered a;
-    const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p.image, p.in, p.by == By::kTap ? p.image.pad_w : 0, memory), slab_channel(p.out)};
-    if (Failure wrong = lower(m, at, bias, memory.take<char>(lowered_bytes(m)), threads, a)) return wrong;
-    out = before == nullptr ? sort_columns(m, a, sorting, memory, threads) : sort_like(*before, m, a, memory);
+    const int64_t cut = p.by == By::kTap ? p.image.pad_w : 0;
+    const Addressing at{slab_channel(p.in), p.image.taps(), tap_offsets(p.image, p.in, cut, memory), slab_channel(p.out)};
+    char* own = memory.take<char>(lowered_bytes(m));
+    if (sorting.whole()) {
+        if (Failure wrong = lower(m, at, bias, own, threads, a)) return wrong;
+        out = {a, nullptr, nullptr, nullptr, 1, 1, 0, true};
+        return nullptr;
+    }
+    if (Failure wrong = lower_rows(m, at, bias, own, a)) return wrong;
+    if (before == nullptr) return sort_columns(m, a, at, sorting, memory, threads, out);
+    sort_like(*before, m, a, at, memory, threads, out);
     return nullptr;
 }
 

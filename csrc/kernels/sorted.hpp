@@ -28,8 +28,9 @@ struct Sorted {
     Lowered a;              // columns and values in their new order
     const int32_t* starts;  // [windows][kinds + 1][stride]: where the columns of each kind begin, and where the last end
     const int32_t* order;   // [stored]: where each column stood
+    const int32_t* ids;     // [stored]: the columns as they stood
     int64_t windows, kinds, stride;
-    bool whole;             // nothing was sorted, and starts and order are null
+    bool whole;             // nothing was sorted, and starts, order and ids are null
 
     // The columns of kinds [from, to) in a window.
     Lowered range(int64_t window, int64_t from, int64_t to) const {
@@ -43,20 +44,34 @@ struct Sorted {
 
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
-    return (m.n_columns + m.stored * (2 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
+    return (m.n_columns * 2 + m.stored * (3 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
 }
 
-// Where one thread counts and places the columns of a group: a number for every kind in every window, and the end of the last.
-struct Cells {
-    const int32_t* of;  // [n_columns]: the cell of each column
-    int32_t* mine;      // [cells]
-    int64_t cells;
+// Where a column's non-zeros go, and which offset they get: a number for every kind in every window.
+struct Place {
+    int32_t cell, offset;
 };
 
-OW_INLINE void count_group(const Stored& m, const Cells& c, int64_t g, int32_t* starts, int64_t stride) {
+// Where one thread counts and places the columns of a group.
+struct Cells {
+    const Place* of;  // [n_columns]
+    int32_t* mine;    // [cells]
+    int64_t cells;    // with one for the end of each window's last
+};
+
+// The columns of group g are read once, here: another thread may write to the pattern, and these are what has been checked.
+OW_INLINE bool count_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, int32_t* ids, int32_t* starts, int64_t stride) {
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns);
+    bool right = true;
     std::memset(c.mine, 0, static_cast<size_t>(c.cells) * 4);
-    for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) ++c.mine[c.of[m.columns[k]]];
+    for (int32_t k = a.offsets[g]; k < a.offsets[g + 1]; ++k) {
+        const uint32_t column = static_cast<uint32_t>(m.columns[k]);
+        right = right && column < limit;
+        ids[k] = static_cast<int32_t>(column);
+        if (column < limit) ++c.mine[c.of[column].cell];
+    }
     for (int64_t cell = 0; cell < c.cells; ++cell) starts[cell * stride + g] = c.mine[cell];
+    return right;
 }
 
 // Counts become places.
@@ -74,58 +89,82 @@ OW_INLINE void add_up(const Sorting& s, int64_t groups, int32_t* starts, int64_t
     }
 }
 
-OW_INLINE void place_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, const int32_t* starts, int64_t stride,
-                           int32_t* columns, int32_t* order, float* values) {
+// Writes order, offsets, and the values of single rows: whole columns of them are faster read out of order than written so.
+OW_INLINE bool place_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, const int32_t* ids, const int32_t* starts,
+                           int64_t stride, int32_t* columns, int32_t* order, float* values) {
+    const uint32_t stored = static_cast<uint32_t>(m.stored);
+    bool right = true;
     for (int64_t cell = 0; cell < c.cells; ++cell) c.mine[cell] = starts[cell * stride + g];
-    for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
-        const int32_t to = c.mine[c.of[m.columns[k]]]++;
-        columns[to] = a.columns[k];
+    for (int32_t k = a.offsets[g]; k < a.offsets[g + 1]; ++k) {
+        const Place place = c.of[ids[k]];
+        const int32_t to = c.mine[place.cell]++;
+        columns[to] = place.offset;
         order[to] = k;
-        for (int64_t r = 0; a.values != nullptr && r < m.height; ++r) values[to * m.height + r] = a.values[k * m.height + r];
+        if (m.values == nullptr || m.height > 1) continue;
+        const uint32_t given = static_cast<uint32_t>(m.order != nullptr ? m.order[k] : k);
+        right = right && given < stored;
+        values[to] = m.values[given < stored ? given : 0];
     }
+    return right;
 }
 
-// Sorts a matrix whose index has been checked; columns of one kind keep their order.
-[[maybe_unused]] static Sorted sort_columns(const Stored& m, const Lowered& a, const Sorting& s, Memory& memory, int threads) {
-    if (s.whole()) return {a, nullptr, nullptr, 1, 1, 0, true};
+OW_INLINE void copy_column(const float* __restrict from, float* __restrict to, int64_t height) {
+    for (int64_t r = 0; r < height; ++r) to[r] = from[r];
+}
+
+// Lowers and sorts the columns of a matrix whose rows are lowered; columns of one kind keep their order.
+[[maybe_unused]] static Failure sort_columns(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
+                                             int threads, Sorted& out) {
     const int64_t kinds = s.kinds(), channels = (m.n_columns / s.taps + s.windows - 1) / s.windows, cells = s.starts();
     const int64_t stride = odd_lines(m.groups);
-    int32_t* cell_of = memory.take<int32_t>(m.n_columns);
+    Place* places = memory.take<Place>(m.n_columns);
+    int32_t* ids = memory.take<int32_t>(m.stored);
     int32_t* columns = memory.take<int32_t>(m.stored);
     int32_t* order = memory.take<int32_t>(m.stored);
     float* values = memory.take<float>(m.stored * m.height);
     int32_t* starts = memory.take<int32_t>(cells * stride);
     int32_t* cursors = memory.take<int32_t>(cells * up(threads, 16));
-    for (int64_t c = 0; c < m.n_columns; ++c) {
-        const int64_t tap = c % s.taps, kind = s.by == By::kTap ? tap : s.by == By::kTapLine ? tap / s.taps_in_line : 0;
-        cell_of[c] = static_cast<int32_t>(c / s.taps / channels * (kinds + 1) + kind);
-    }
+    for_columns(m, at, [&](int64_t c, int64_t channel, int64_t tap, int32_t offset) {
+        const int64_t kind = s.by == By::kTap ? tap : s.by == By::kTapLine ? tap / s.taps_in_line : 0;
+        places[c] = {static_cast<int32_t>(channel / channels * (kinds + 1) + kind), offset};
+    });
+    bool wrong = false;
 #pragma omp parallel num_threads(threads) if (m.stored > 4096)
     {
-        const Cells own{cell_of, cursors + omp_get_thread_num() * cells, cells};
-#pragma omp for schedule(static)
-        for (int64_t g = 0; g < m.groups; ++g) count_group(m, own, g, starts, stride);
+        const Cells own{places, cursors + omp_get_thread_num() * cells, cells};
+#pragma omp for schedule(static) reduction(|| : wrong)
+        for (int64_t g = 0; g < m.groups; ++g) wrong = !count_group(m, rows, own, g, ids, starts, stride) || wrong;
+        const bool stop = wrong;
 #pragma omp single
-        add_up(s, m.groups, starts, stride);
+        if (!stop) add_up(s, m.groups, starts, stride);
+#pragma omp for schedule(static) reduction(|| : wrong)
+        for (int64_t g = stop ? m.groups : 0; g < m.groups; ++g) {
+            wrong = !place_group(m, rows, own, g, ids, starts, stride, columns, order, values) || wrong;
+        }
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < m.groups; ++g) place_group(m, a, own, g, starts, stride, columns, order, values);
+        for (int64_t k = stop || m.values == nullptr || m.height == 1 ? m.stored : 0; k < m.stored; ++k) {
+            copy_column(m.values + order[k] * m.height, values + k * m.height, m.height);
+        }
     }
-    Lowered sorted = a;
-    sorted.columns = columns;
-    if (a.values != nullptr) sorted.values = values;
-    return {sorted, starts, order, s.windows, kinds, stride, false};
+    if (wrong) return "the pattern's columns are out of range";
+    out = {rows, starts, order, ids, s.windows, kinds, stride, false};
+    out.a.columns = columns;
+    if (m.values != nullptr) out.a.values = values;
+    return nullptr;
 }
 
 // The same matrix with other offsets, in the order that it has been sorted to.
-OW_INLINE Sorted sort_like(const Sorted& before, const Stored& m, const Lowered& a, Memory& memory) {
-    Sorted s = before;
-    s.a = a;
-    if (before.whole) return s;
+OW_INLINE void sort_like(const Sorted& before, const Stored& m, const Lowered& rows, const Addressing& at, Memory& memory, int threads,
+                         Sorted& out) {
+    int32_t* offsets = memory.take<int32_t>(m.n_columns);
     int32_t* columns = memory.take<int32_t>(m.stored);
-    for (int64_t k = 0; k < m.stored; ++k) columns[k] = a.columns[before.order[k]];
-    s.a.columns = columns;
-    s.a.values = before.a.values;
-    return s;
+    for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
+#pragma omp parallel for schedule(static) num_threads(threads) if (m.stored > 16384)
+    for (int64_t k = 0; k < m.stored; ++k) columns[k] = offsets[before.ids[before.order[k]]];
+    out = before;
+    out.a = rows;
+    out.a.columns = columns;
+    out.a.values = before.a.values;
 }
 
 constexpr int64_t kWindowFloats = 8 << 10;  // of the input that a window reads

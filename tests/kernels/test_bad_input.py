@@ -5,6 +5,7 @@ import torch
 from problems import random_pattern, random_values
 
 from openwork.kernels import available, choose, cpu, lookup, ops, register
+from openwork.kernels.window import Window
 from openwork.pattern import Pattern
 
 PATTERN = random_pattern(10, 27, 4, 0.5)
@@ -80,6 +81,20 @@ def test_a_corrupt_index_is_never_followed(pattern, message):
         ops.sddmm(X, torch.randn(4, 10), pattern, "cpu")
     with pytest.raises(ValueError, match=message):
         ops.conv2d(torch.randn(2, 3, 5, 5), VALUES, pattern, None, kernel_size=(3, 3), kernel="cpu")
+
+
+@pytest.mark.parametrize("height", [1, 4, 8])
+@pytest.mark.parametrize("batch", [1, 16, 17])
+@pytest.mark.parametrize("column", [-1, 576, 2**31 - 1])
+def test_a_corrupt_column_is_never_sorted(height, batch, column):
+    """Padded convolutions sort their columns by taps, and single rows by windows of channels, while they check them."""
+    pattern = random_pattern(16, 576, height, 0.5)
+    pattern.cols[len(pattern.cols) // 2] = column
+    x, values, window = torch.randn(batch, 64, 8, 8), random_values(pattern), {"kernel_size": (3, 3), "padding": (1, 1)}
+    with pytest.raises(ValueError, match="columns are out of range"):
+        ops.conv2d(x, values, pattern, None, **window, kernel="cpu")
+    with pytest.raises(ValueError, match="columns are out of range"):
+        cpu.conv2d_backward(torch.randn(batch, 16, 8, 8), x, values, pattern, Window((3, 3), (1, 1), (1, 1), (1, 1)), (8, 8))
 
 
 @pytest.mark.parametrize(("part", "value", "message"), [
