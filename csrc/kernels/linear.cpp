@@ -17,7 +17,6 @@ namespace {
 constexpr int64_t kChunk = 256;          // samples whose gradients are taken together, for each four threads
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
-constexpr int64_t kPackAlone = 4;        // threads up to which each packs all that its weight gradients read
 
 // The group at which share `part` of `parts` begins, by stored columns.
 int64_t share(const Lowered& a, int64_t part, int64_t parts) {
@@ -110,21 +109,16 @@ struct Backward {
     int64_t batch, wide, reduction, inputs, outputs, stride, panel_stride;
     const int32_t *g_at, *x_at, *dx_at;
     int32_t* next;
-    float *g_panels, *x_panels, *dx_panels;
-    bool alone;
+    float *g_panel, *x_panel, *dx_panels;
 };
 
 // One thread's share of the `wide` samples from sample `s` on; the whole team runs it together.
 void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
     const int64_t samples = least(b.wide, b.batch - s), units = (samples + kBatchLanes - 1) / kBatchLanes;
     const int64_t first = units * id / team * kBatchLanes, last = least(samples, units * (id + 1) / team * kBatchLanes);
-    const bool all = b.alone && b.dw != nullptr;
-    const int64_t pack_first = all ? 0 : first, pack_last = all ? samples : last;
-    float* g_panel = b.g_panels + (b.alone ? id * b.outputs * b.stride : 0);
-    float* x_panel = b.x_panels + (b.alone ? id * b.inputs * b.stride : 0);
-    if (pack_first < pack_last) {
-        pack_panel(b.g + (s + pack_first) * b.outputs, b.outputs, 0, b.outputs, pack_last - pack_first, b.g_at, g_panel + pack_first);
-        if (b.dw != nullptr) pack_panel(b.x + (s + pack_first) * b.inputs, b.inputs, 0, b.inputs, pack_last - pack_first, b.x_at, x_panel + pack_first);
+    if (first < last) {
+        pack_panel(b.g + (s + first) * b.outputs, b.outputs, 0, b.outputs, last - first, b.g_at, b.g_panel + first);
+        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, 0, b.inputs, last - first, b.x_at, b.x_panel + first);
     }
 #pragma omp barrier
     if (b.dx != nullptr) {
@@ -133,7 +127,7 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
             const int64_t count = least(kPanel, last - t), ahead = most<int64_t>(0, least(count, b.batch - b.wide - s - t));
             std::memset(panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
             product_with<Scatter>({b.g + (s + t + b.wide) * b.outputs, ahead * b.outputs, b.dx + (s + t) * b.inputs, count * b.inputs},
-                                  *b.for_dx, 0, b.for_dx->groups, panel, g_panel + t, up(count, kBatchLanes) / kLanes);
+                                  *b.for_dx, 0, b.for_dx->groups, panel, b.g_panel + t, up(count, kBatchLanes) / kLanes);
             unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
         }
     }
@@ -149,7 +143,7 @@ void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
         const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
         const int64_t count = least(b.reduction, samples - t);
         const int64_t window = kWindow / up(count, kBatchLanes) * b.stride;
-        dots_in_windows(a, from, to, b.inputs * b.stride, window, x_panel + t, g_panel + t,
+        dots_in_windows(a, from, to, b.inputs * b.stride, window, b.x_panel + t, b.g_panel + t,
                         {1, 0, 0, up(count, kBatchLanes) / kLanes}, b.next + from, b.dw);
     }
 #pragma omp barrier
@@ -179,9 +173,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     const int64_t rest = few_samples(m, batch), whole = batch - rest;
     const int64_t wide = least((threads + 3) / 4 * kChunk, up(whole, kBatchLanes)), stride = odd_lines(wide);
     const int64_t narrow = odd_lines(least(kPanel, wide));
-    const bool alone = threads <= kPackAlone;
-    const int64_t copies = alone ? threads : 1;
-    const int64_t panels = copies * (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
+    const int64_t panels = (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
     // Single rows use every input once for each weight: wider windows matter more to them than fewer reductions.
     const int64_t reduction = m.height < 4 ? kChunk / 2 : kChunk;
     Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + m.groups) * 4 + panels * 4 + 1024);
@@ -189,7 +181,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, alone};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
@@ -202,8 +194,8 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         if (dx != nullptr && narrow == stride) for_dw = for_dx;
         else if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
     }
-    b.g_panels = memory.take<float>(copies * outputs * stride);
-    if (dw != nullptr) b.x_panels = memory.take<float>(copies * inputs * stride);
+    b.g_panel = memory.take<float>(outputs * stride);
+    if (dw != nullptr) b.x_panel = memory.take<float>(inputs * stride);
     if (dx != nullptr) b.dx_panels = memory.take<float>(threads * inputs * narrow);
     float* parts = dx != nullptr ? memory.take<float>(kParts * inputs * few_stride(rest)) : nullptr;
     const Few few{dx != nullptr ? for_dx : for_dw, m.columns, inputs, outputs, rest};
