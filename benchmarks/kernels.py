@@ -8,7 +8,8 @@ but for ``chain``, which is a convolution between others, whose input and output
 products, too, through the module and autograd).
 Dense is the best of: for linear layers F.linear, oneDNN's linear with operands already transposed for it, and a 1 x 1
 convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
-is timed, its results are compared with dense ones; a wrong result stops the benchmark.
+is timed, its results are compared with dense ones; a wrong result stops the benchmark.  Every way is called twice in its turn and the
+second call timed, as a layer of a network finds its input in the caches.
 
 With ``--dtype bfloat16``: modules with bias and autograd under autocast, beside nn.Linear and nn.Conv2d under it, the latter
 in the faster of both memory formats.
@@ -218,7 +219,7 @@ def measure(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> 
             if isinstance(layer, Conv):
                 functions["chain", sparsity, name] = layer.chain(x, g, values, pattern)
             functions |= {("forward", sparsity, name): once, ("both", sparsity, name): twice}
-    times = interleaved(functions, repeats)
+    times = interleaved(functions, repeats, warm=True)
     dense_forward, dense_both = (min(times[kind, way] for way in forward) for kind in ("dense forward", "dense both"))
     rows = []
     for sparsity in sparsities:
@@ -268,7 +269,7 @@ def measure_bf16(layer: Linear | Conv, sparsities: Sequence[float], repeats: int
             sparse = layer.sparse_module(random_pattern(layer.matrix, height, 1 - sparsity))
             check_bf16(layer, sparse, x.clone().requires_grad_(), g)
             enter((sparsity, name), sparse)
-    times = interleaved(functions, repeats)
+    times = interleaved(functions, repeats, warm=True)
     dense = [min(times[order, kind] for order in ways) for kind in ("forward", "all")]
     rows = []
     for sparsity in sparsities:

@@ -35,7 +35,7 @@ def measure(layer: Linear | Conv, sparsity: float, repeats: int) -> list[tuple[A
             x, g = sized.tensors()
             check(sized, x, g, values, pattern)
             functions[name, batch] = step(sized, x.requires_grad_(), g, values, pattern)
-    times = interleaved(functions, repeats)
+    times = interleaved(functions, repeats, warm=True)
     rows = []
     for name in HEIGHTS:
         per_sample = [times[name, batch] / batch for batch in BATCHES]

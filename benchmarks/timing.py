@@ -32,10 +32,11 @@ def warm_allocator() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm: bool = False) -> dict[str, float]:
     """Median milliseconds of each function; they take turns, so that a slow moment of the machine hits all of them.
 
-    Every round has an order of its own: whoever follows another function finds in the caches what that one has left there.
+    Every round has an order of its own: whoever follows another function finds in the caches what that one has left there.  With
+    ``warm`` each is called twice in its turn, and the second call counts: in a network, a layer's input has just been written.
     """
     for function in functions.values():
         function()
@@ -43,6 +44,8 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dic
     order = random.Random(0)
     for _ in range(repeats):
         for name, function in order.sample(list(functions.items()), len(functions)):
+            if warm:
+                function()
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
