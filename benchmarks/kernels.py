@@ -8,8 +8,8 @@ but for ``chain``, which is a convolution between others, whose input and output
 products, too, through the module and autograd).
 Dense is the best of: for linear layers F.linear, oneDNN's linear with operands already transposed for it, and a 1 x 1
 convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
-is timed, its results are compared with dense ones; a wrong result stops the benchmark.  Every way is called twice in its turn and the
-second call timed, as a layer of a network finds its input in the caches.
+is timed, its results are compared with dense ones; a wrong result stops the benchmark.  Every way is called twice in its turn
+and the second call timed, as a layer of a network finds its input in the caches.
 
 With ``--dtype bfloat16``: modules with bias and autograd under autocast, beside nn.Linear and nn.Conv2d under it, the latter
 in the faster of both memory formats.

@@ -35,8 +35,9 @@ def warm_allocator() -> None:
 def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm: bool = False) -> dict[str, float]:
     """Median milliseconds of each function; they take turns, so that a slow moment of the machine hits all of them.
 
-    Every round has an order of its own: whoever follows another function finds in the caches what that one has left there.  With
-    ``warm`` each is called twice in its turn, and the second call counts: in a network, a layer's input has just been written.
+    Every round has an order of its own: whoever follows another function finds in the caches what that one has left there.
+    With ``warm`` each is called twice in its turn, and the second call counts: in a network, a layer's input has just been
+    written.
     """
     for function in functions.values():
         function()
