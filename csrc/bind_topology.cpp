@@ -23,13 +23,6 @@ void check_matrix(int64_t groups, int64_t width, int64_t stored) {
     if (stored < 0 || stored > kMost) throw nb::value_error("the number of columns is negative or too large");
 }
 
-// Runs without the interpreter's lock: nothing here touches a Python object.
-template <typename Work>
-auto unlocked(Work work) {
-    nb::gil_scoped_release released;
-    return work();
-}
-
 }  // namespace
 
 void bind_topology(nb::module_& m) {

@@ -109,42 +109,30 @@ NB_MODULE(_native, m) {
     });
     m.def("linear_forward", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().linear_forward(matrix, at<const float>(x), at<const float>(bias), at<float>(y), batch, team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return kernels().linear_forward(matrix, at<const float>(x), at<const float>(bias), at<float>(y), batch, team(threads));
+        }));
     });
     m.def("linear_backward", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().linear_backward(matrix, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch, team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return kernels().linear_backward(matrix, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch, team(threads));
+        }));
     });
     m.attr("SEGMENT_COLUMNS") = kSegmentColumns;
     m.def("segments_forward", [](Address x, Address y, Address bias, int64_t batch, const Cutting& cutting, int threads) {
         const Segments matrix = segments(cutting);
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().segments_forward(matrix, at<const float>(x), at<const float>(bias), at<float>(y), batch, team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return kernels().segments_forward(matrix, at<const float>(x), at<const float>(bias), at<float>(y), batch, team(threads));
+        }));
     });
     m.def("segments_backward", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, const Cutting& weight, const Cutting& turned,
                                   int threads) {
         const Segments matrix = segments(weight), transposed = segments(turned);
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().segments_backward(matrix, transposed, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch,
-                                                team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return kernels().segments_backward(matrix, transposed, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out),
+                                               batch, team(threads));
+        }));
     });
     m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS, int threads) {
         check(cut(STORED, at<int32_t>(to_offsets), at<uint16_t>(to_columns), at<int32_t>(to_order), team(threads)));
@@ -154,35 +142,26 @@ NB_MODULE(_native, m) {
         const Stored matrix = STORED;
         const auto product = kernels().linear_forward_bf16;
         if (product == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = product(matrix, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), batch, team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return product(matrix, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), batch, team(threads));
+        }));
     });
     m.def("linear_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const auto products = kernels().linear_backward_bf16;
         if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), batch, team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), batch, team(threads));
+        }));
     });
     m.def("conv_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
         const auto product = kernels().conv_forward_bf16;
         if (product == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = product(matrix, picture, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return product(matrix, picture, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), team(threads));
+        }));
     });
     m.def("conv_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS,
                                    int threads) {
@@ -190,12 +169,9 @@ NB_MODULE(_native, m) {
         const Image picture = IMAGE;
         const auto products = kernels().conv_backward_bf16;
         if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = products(matrix, picture, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return products(matrix, picture, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), team(threads));
+        }));
     });
     m.def("plane_sums_bf16", [](Address x, int64_t planes, int64_t pixels, Address sums, int threads) {
         const auto add = kernels().plane_sums_bf16;
@@ -208,34 +184,21 @@ NB_MODULE(_native, m) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
         const Activation from = activation(x);
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().conv_forward(matrix, picture, from, at<const float>(bias), result(y), team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] { return kernels().conv_forward(matrix, picture, from, at<const float>(bias), result(y), team(threads)); }));
     });
     m.def("conv_backward", [](const Parts& g, const Parts& x, const Places& dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS,
                               STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
         const Activation from = activation(g), input = activation(x);
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().conv_backward(matrix, picture, from, input, result(dx), at<float>(dw_out), team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] {
+            return kernels().conv_backward(matrix, picture, from, input, result(dx), at<float>(dw_out), team(threads));
+        }));
     });
     m.def("convert", [](const Parts& from, const Places& to, const std::array<int64_t, 4>& sizes, int threads) {
         const Shape picture = shape(sizes);
         const Activation x = activation(from);
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = kernels().convert(picture, x, result(to), team(threads));
-        }
-        check(wrong);
+        check(unlocked([&] { return kernels().convert(picture, x, result(to), team(threads)); }));
     });
     m.def("line_moments", [](Address x, Address moments, const std::array<int64_t, 4>& sizes, int threads) {
         const Shape picture = shape(sizes);
@@ -291,12 +254,7 @@ NB_MODULE(_native, m) {
         if (n < 1 || n > std::numeric_limits<int32_t>::max() || n_clusters < 1 || n_clusters > n) {
             throw nb::value_error("the number of clusters does not fit the number of rows");
         }
-        Failure wrong;
-        {
-            nb::gil_scoped_release unlocked;
-            wrong = cluster(kernels(), at<float>(distance), n, n_clusters, complete, at<int64_t>(labels));
-        }
-        check(wrong);
+        check(unlocked([&] { return cluster(kernels(), at<float>(distance), n, n_clusters, complete, at<int64_t>(labels)); }));
     });
     bind_topology(m);
     m.def("scratch_bytes", &scratch_bytes);
