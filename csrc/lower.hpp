@@ -38,6 +38,17 @@ static inline __attribute__((always_inline)) void for_columns(const Stored& m, c
     }
 }
 
+// The group at which share `part` of `parts` begins, by stored columns.
+static inline int64_t share(const Lowered& a, int64_t part, int64_t parts) {
+    const int64_t goal = a.offsets[a.groups] * part / parts;
+    int64_t low = 0, high = a.groups;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (a.offsets[middle] < goal) low = middle + 1; else high = middle;
+    }
+    return part == parts ? a.groups : part == 0 ? 0 : low;
+}
+
 int64_t lowered_bytes(const Stored&);
 
 // `memory` is 64-byte aligned and has lowered_bytes(stored) bytes.  Returns what is wrong with the index, or null.

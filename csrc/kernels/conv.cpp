@@ -105,12 +105,9 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         float* mine = buffers + id * floats;
         for (int i = 0; i < plans.count; ++i) {
             const Forward& f = parts[i];
-            const int64_t height = f.plan.out_height, total = f.plan.panels * height, stop = total * (id + 1) / team;
-            for (int64_t line = total * id / team; line < stop;) {
-                const int64_t panel = line / height, from = line % height, to = least(height, from + stop - line);
+            share_lines(f.plan.panels, f.plan.out_height, 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
                 forward_lines(f, panel, from, to, {mine, f.lines, 0, 0}, mine + f.lines * f.in.line);
-                line += to - from;
-            }
+            });
         }
         drain_streams();
     }

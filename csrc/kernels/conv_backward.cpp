@@ -131,14 +131,10 @@ Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
 void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, Share* shares, float* dw) {
     const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
     // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
-    const int64_t grain = b.plan.panels % team == 0 ? height : 1, total = b.plan.panels * height / grain;
-    const int64_t stop = total * (id + 1) / team * grain;
-    for (int64_t line = total * id / team * grain; line < stop;) {
-        const int64_t panel = line / height, from = line % height, to = least(height, from + stop - line);
+    share_lines(b.plan.panels, height, b.plan.panels % team == 0 ? height : 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
         const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
         backward_lines(b, panel, from, to, x, dx, mine + windows * window, shares, dw);
-        line += to - from;
-    }
+    });
 }
 
 }  // namespace

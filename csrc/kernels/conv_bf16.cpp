@@ -54,17 +54,6 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
     }
 }
 
-// Calls work(panel, from, to) for the output lines of all panels that are the share of thread `id`, in multiples of `grain`.
-template <typename Work>
-void share_lines(int64_t panels, int64_t height, int64_t grain, int64_t id, int64_t team, const Work& work) {
-    const int64_t total = panels * height / grain, stop = total * (id + 1) / team * grain;
-    for (int64_t line = total * id / team * grain; line < stop;) {
-        const int64_t from = line % height, to = least(height, from + stop - line);
-        work(line / height, from, to);
-        line += to - from;
-    }
-}
-
 }  // namespace
 
 Failure conv_forward_bf16(const Stored& m, const Image& image, const BFloat16* x, const float* bias, BFloat16* y, int threads) {

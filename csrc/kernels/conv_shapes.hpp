@@ -49,5 +49,16 @@ OW_INLINE int64_t window_lines(const Image& image, const SlabShape& in, int64_t 
     return most(least_lines, least(least_lines + kSpareLines, image.height + 2 * image.pad_h));
 }
 
+// Calls work(panel, from, to) for the output lines of all panels that are the share of thread `id`, in multiples of `grain`.
+template <typename Work>
+OW_INLINE void share_lines(int64_t panels, int64_t height, int64_t grain, int64_t id, int64_t team, const Work& work) {
+    const int64_t total = panels * height / grain, stop = total * (id + 1) / team * grain;
+    for (int64_t line = total * id / team * grain; line < stop;) {
+        const int64_t from = line % height, to = least(height, from + stop - line);
+        work(line / height, from, to);
+        line += to - from;
+    }
+}
+
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork

@@ -18,17 +18,6 @@ constexpr int64_t kChunk = 256;          // samples whose gradients are taken to
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
-// The group at which share `part` of `parts` begins, by stored columns.
-int64_t share(const Lowered& a, int64_t part, int64_t parts) {
-    const int64_t goal = a.offsets[a.groups] * part / parts;
-    int64_t low = 0, high = a.groups;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (a.offsets[middle] < goal) low = middle + 1; else high = middle;
-    }
-    return part == parts ? a.groups : part == 0 ? 0 : low;
-}
-
 template <typename Op>
 void product_with(const Ahead& ahead, const Lowered& a, int64_t g0, int64_t g1, typename Op::In* in, typename Op::Out* out, int64_t vectors) {
     const int64_t steps = most<int64_t>(1, least(kSteps, g1 - g0));

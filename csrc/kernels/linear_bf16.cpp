@@ -19,17 +19,6 @@ constexpr int64_t kWeightPanel = 512;     // samples that one pass of a weight g
 // An odd number of cache lines: even ones thrash the sets of L1 and L2.  In bfloat16s.
 int64_t odd_stride(int64_t samples) { return (up(samples, kTile) / kTile | 1) * kTile; }
 
-// The group at which share `part` of `parts` begins, by stored columns.
-int64_t share(const Lowered& a, int64_t part, int64_t parts) {
-    const int64_t goal = a.offsets[a.groups] * part / parts;
-    int64_t low = 0, high = a.groups;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (a.offsets[middle] < goal) low = middle + 1; else high = middle;
-    }
-    return part == parts ? a.groups : part == 0 ? 0 : low;
-}
-
 }  // namespace
 
 Failure linear_forward_bf16(const Stored& m, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads) {
