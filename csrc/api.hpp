@@ -24,6 +24,8 @@ struct Segments {
     int64_t n_rows, n_columns, stored;
 };
 
+using BFloat16 = uint16_t;  // its bits: the upper half of a float's
+
 constexpr int64_t kBatchLanes = 16;  // images or samples that lie side by side
 
 struct Image {
@@ -41,35 +43,41 @@ struct Image {
 // An activation in the blocked layout [ceil(batch / 16)][height][channels][width][16], which may exist as a formula only:
 //     r = a[c] * x' + b[c] * y + shift[c],   x' = x where its gate is open, else 0,
 // and of that the positive part (relu), or what lies where `keep` is positive.  All tensors have the same shape; a, b and shift are
-// one number for each channel.  Lanes of images beyond the batch hold anything.
-struct Lazy {
-    const float* x;
-    const float* y;            // null: no second term
-    const float* gate;         // x counts where this is positive; null: everywhere
-    const float* keep;         // null: everywhere
+// one number for each channel.  Lanes of images beyond the batch hold anything.  Whatever T, it is computed in float.
+template <typename T>
+struct LazyOf {
+    const T* x;
+    const T* y;                // null: no second term
+    const T* gate;             // x counts where this is positive; null: everywhere
+    const T* keep;             // null: everywhere
     const float *a, *b;        // null: 1; a null b is 0 where y opens the gate
     const float* shift;        // null: 0
     const float *open_scale, *open_shift;  // x counts where open_scale[c] * y + open_shift[c] is positive; null: everywhere
     bool relu;
 };
+using Lazy = LazyOf<float>;
 
 // What a convolution reads: NCHW, or a blocked activation if `plain` is null.
-struct Activation {
-    const float* plain;
-    Lazy lazy;
+template <typename T>
+struct ActivationOf {
+    const T* plain;
+    LazyOf<T> lazy;
 
     bool given() const { return plain != nullptr || lazy.x != nullptr; }
     bool blocked() const { return plain == nullptr && lazy.x != nullptr; }
 };
+using Activation = ActivationOf<float>;
 
 // What a convolution writes: NCHW or blocked, or nothing.
-struct Result {
-    float* plain;
-    float* blocked;
+template <typename T>
+struct ResultOf {
+    T* plain;
+    T* blocked;
     float* moments;  // of blocked results: [panel][line][channel] x (mean, sum of squared distances from it); null: not wanted
 
     bool given() const { return plain != nullptr || blocked != nullptr; }
 };
+using Result = ResultOf<float>;
 
 struct Shape {
     int64_t batch, channels, height, width;
@@ -96,10 +104,23 @@ struct Merges {
     int32_t *left, *place, *chain;    // [n]
 };
 
-using BFloat16 = uint16_t;  // its bits: the upper half of a float's
-
 // Every kernel returns null, or what was wrong with its input; in that case its outputs are undefined.
 using Failure = const char*;
+
+// What is done to blocked activations of floats or bfloat16s.
+template <typename T>
+struct BlockedKernels {
+    // An activation from one layout to the other, or from a formula to numbers, of either type.
+    Failure (*to_floats)(const Shape&, const ActivationOf<T>& from, const ResultOf<float>& to, int threads);
+    Failure (*to_bf16)(const Shape&, const ActivationOf<T>& from, const ResultOf<BFloat16>& to, int threads);
+    // The moments of every line of a blocked tensor, as convolutions write them.
+    void (*line_moments)(const Shape&, const T* x, float* moments, int threads);
+    // sums: [panel][line][channel] x (sum of g, sum of g * (x - mean)).
+    void (*gradient_sums)(const Shape&, const LazyOf<T>& g, const T* x, const float* mean, float* sums, int threads);
+    // taps: of every output the number of the tap that was the largest, -1 where the window lies in the padding.
+    void (*max_pool)(const Image& window, int64_t channels, const LazyOf<T>& x, T* y, float* taps, int threads);
+    Failure (*max_pool_backward)(const Image& window, int64_t channels, const LazyOf<T>& g, const float* taps, T* dx, int threads);
+};
 
 struct Kernels {
     const char* isa;
@@ -113,15 +134,8 @@ struct Kernels {
     Failure (*conv_forward)(const Stored&, const Image&, const Activation& x, const float* bias, const Result& y, int threads);
     // A dx or dw that is not given is not computed; dw needs x.
     Failure (*conv_backward)(const Stored&, const Image&, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads);
-    // An activation from one layout to the other, or from a formula to numbers.
-    Failure (*convert)(const Shape&, const Activation& from, const Result& to, int threads);
-    // The moments of every line of a blocked tensor, as convolutions write them.
-    void (*line_moments)(const Shape&, const float* x, float* moments, int threads);
-    // sums: [panel][line][channel] x (sum of g, sum of g * (x - mean)).
-    void (*gradient_sums)(const Shape&, const Lazy& g, const float* x, const float* mean, float* sums, int threads);
-    // taps: of every output the number of the tap that was the largest, -1 where the window lies in the padding.
-    void (*max_pool)(const Image& window, int64_t channels, const Lazy& x, float* y, float* taps, int threads);
-    void (*max_pool_backward)(const Image& window, int64_t channels, const Lazy& g, const float* taps, float* dx, int threads);
+    BlockedKernels<float> blocked;
+    BlockedKernels<BFloat16> blocked_bf16;
     // Adds to common[n_rows][n_rows] how many of the columns first_column.. every two rows share; bits is [n_rows][words],
     // scratch for 64 columns a word.
     void (*common_columns)(const Positions&, uint64_t* bits, int64_t words, int64_t first_column, float* common, int threads);
@@ -130,8 +144,10 @@ struct Kernels {
     // As for floats, with float weights, bias and dw; null where the build has no bfloat16 instructions.
     Failure (*linear_forward_bf16)(const Stored&, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads);
     Failure (*linear_backward_bf16)(const Stored&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads);
-    Failure (*conv_forward_bf16)(const Stored&, const Image&, const BFloat16* x, const float* bias, BFloat16* y, int threads);
-    Failure (*conv_backward_bf16)(const Stored&, const Image&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int threads);
+    Failure (*conv_forward_bf16)(const Stored&, const Image&, const ActivationOf<BFloat16>& x, const float* bias, const ResultOf<BFloat16>& y,
+                                 int threads);
+    Failure (*conv_backward_bf16)(const Stored&, const Image&, const ActivationOf<BFloat16>& g, const ActivationOf<BFloat16>& x,
+                                  const ResultOf<BFloat16>& dx, float* dw, int threads);
     // The sum of each run of `pixels`, of which there are `planes`.
     void (*plane_sums_bf16)(const BFloat16* x, int64_t planes, int64_t pixels, float* sums_out, int threads);
 };

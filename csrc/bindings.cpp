@@ -16,6 +16,7 @@
 
 #include <array>
 #include <limits>
+#include <type_traits>
 
 namespace nb = nanobind;
 using namespace openwork;
@@ -58,21 +59,25 @@ Image image(int64_t batch, int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t
 // NCHW, then the parts of a formula in the order of `Lazy`, the last of them a flag.
 using Parts = std::array<Address, 11>;
 
-Lazy lazy(const Parts& p) {
-    const auto part = [&p](size_t i) { return at<const float>(p[i]); };
-    const Lazy z{part(1), part(2), part(3), part(4), part(5), part(6), part(7), part(8), part(9), p[10] != 0};
+template <typename T>
+LazyOf<T> lazy(const Parts& p) {
+    const auto tensor = [&p](size_t i) { return at<const T>(p[i]); };
+    const auto channels = [&p](size_t i) { return at<const float>(p[i]); };
+    const LazyOf<T> z{tensor(1), tensor(2), tensor(3), tensor(4), channels(5), channels(6), channels(7), channels(8), channels(9), p[10] != 0};
     if (z.x == nullptr || (z.open_scale != nullptr && z.y == nullptr)) throw nb::value_error("a formula lacks a term");
     return z;
 }
 
-Activation activation(const Parts& p) {
+template <typename T>
+ActivationOf<T> activation(const Parts& p) {
     const bool none = p[0] == 0 && p[1] == 0;
-    return {at<const float>(p[0]), p[0] != 0 || none ? Lazy{} : lazy(p)};
+    return {at<const T>(p[0]), p[0] != 0 || none ? LazyOf<T>{} : lazy<T>(p)};
 }
 
 using Places = std::array<Address, 3>;  // NCHW, blocked, moments
 
-Result result(const Places& p) { return {at<float>(p[0]), at<float>(p[1]), at<float>(p[2])}; }
+template <typename T>
+ResultOf<T> result(const Places& p) { return {at<T>(p[0]), at<T>(p[1]), at<float>(p[2])}; }
 
 Shape shape(const std::array<int64_t, 4>& s) {
     for (int64_t size : s) {
@@ -97,6 +102,61 @@ Norm norm(const Affine& p, double momentum, double eps) {
 #define IMAGE_PARAMETERS \
     int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw
 #define IMAGE image(batch, h, w, kh, kw, sh, sw, ph, pw, dh, dw)
+
+namespace {
+
+template <typename T>
+const BlockedKernels<T>& blocked() {
+    if constexpr (std::is_same_v<T, float>) {
+        return kernels().blocked;
+    } else {
+        return kernels().blocked_bf16;
+    }
+}
+
+// What is done to blocked activations of one type.
+template <typename T>
+void bind_blocked(nb::module_& m, const char* type) {
+    const auto named = [type](const char* name) { return std::string(name) + type; };
+    m.def(named("to_floats").c_str(), [](const Parts& from, const Places& to, const std::array<int64_t, 4>& sizes, int threads) {
+        const Shape picture = shape(sizes);
+        const auto x = activation<T>(from);
+        check(unlocked([&] { return blocked<T>().to_floats(picture, x, result<float>(to), team(threads)); }));
+    });
+    m.def(named("to_bf16").c_str(), [](const Parts& from, const Places& to, const std::array<int64_t, 4>& sizes, int threads) {
+        const Shape picture = shape(sizes);
+        const auto x = activation<T>(from);
+        check(unlocked([&] { return blocked<T>().to_bf16(picture, x, result<BFloat16>(to), team(threads)); }));
+    });
+    m.def(named("line_moments").c_str(), [](Address x, Address moments, const std::array<int64_t, 4>& sizes, int threads) {
+        const Shape picture = shape(sizes);
+        nb::gil_scoped_release unlocked;
+        blocked<T>().line_moments(picture, at<const T>(x), at<float>(moments), team(threads));
+    });
+    m.def(named("gradient_sums").c_str(), [](const Parts& g, Address x, Address mean, Address sums, const std::array<int64_t, 4>& sizes,
+                                             int threads) {
+        const Shape picture = shape(sizes);
+        const auto from = lazy<T>(g);
+        nb::gil_scoped_release unlocked;
+        blocked<T>().gradient_sums(picture, from, at<const T>(x), at<const float>(mean), at<float>(sums), team(threads));
+    });
+    m.def(named("max_pool").c_str(), [](const Parts& x, Address y, Address taps, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
+        const Image picture = IMAGE;
+        const auto from = lazy<T>(x);
+        nb::gil_scoped_release unlocked;
+        blocked<T>().max_pool(picture, channels, from, at<T>(y), at<float>(taps), team(threads));
+    });
+    m.def(named("max_pool_backward").c_str(), [](const Parts& g, Address taps, Address dx, int64_t channels, int64_t batch, IMAGE_PARAMETERS,
+                                                 int threads) {
+        const Image picture = IMAGE;
+        const auto from = lazy<T>(g);
+        check(unlocked([&] {
+            return blocked<T>().max_pool_backward(picture, channels, from, at<const float>(taps), at<T>(dx), team(threads));
+        }));
+    });
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
     m.attr("SCRATCH_LIMIT") = kScratchLimit;
@@ -154,23 +214,26 @@ NB_MODULE(_native, m) {
             return products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), batch, team(threads));
         }));
     });
-    m.def("conv_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
+    m.def("conv_forward_bf16", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS,
+                                  int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
+        const auto from = activation<BFloat16>(x);
         const auto product = kernels().conv_forward_bf16;
         if (product == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
         check(unlocked([&] {
-            return product(matrix, picture, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), team(threads));
+            return product(matrix, picture, from, at<const float>(bias), result<BFloat16>(y), team(threads));
         }));
     });
-    m.def("conv_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS,
-                                   int threads) {
+    m.def("conv_backward_bf16", [](const Parts& g, const Parts& x, const Places& dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS,
+                                   STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
+        const auto from = activation<BFloat16>(g), input = activation<BFloat16>(x);
         const auto products = kernels().conv_backward_bf16;
         if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
         check(unlocked([&] {
-            return products(matrix, picture, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), team(threads));
+            return products(matrix, picture, from, input, result<BFloat16>(dx), at<float>(dw_out), team(threads));
         }));
     });
     m.def("plane_sums_bf16", [](Address x, int64_t planes, int64_t pixels, Address sums, int threads) {
@@ -183,46 +246,22 @@ NB_MODULE(_native, m) {
     m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
-        const Activation from = activation(x);
-        check(unlocked([&] { return kernels().conv_forward(matrix, picture, from, at<const float>(bias), result(y), team(threads)); }));
+        const Activation from = activation<float>(x);
+        check(unlocked([&] {
+            return kernels().conv_forward(matrix, picture, from, at<const float>(bias), result<float>(y), team(threads));
+        }));
     });
     m.def("conv_backward", [](const Parts& g, const Parts& x, const Places& dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS,
                               STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const Image picture = IMAGE;
-        const Activation from = activation(g), input = activation(x);
+        const Activation from = activation<float>(g), input = activation<float>(x);
         check(unlocked([&] {
-            return kernels().conv_backward(matrix, picture, from, input, result(dx), at<float>(dw_out), team(threads));
+            return kernels().conv_backward(matrix, picture, from, input, result<float>(dx), at<float>(dw_out), team(threads));
         }));
     });
-    m.def("convert", [](const Parts& from, const Places& to, const std::array<int64_t, 4>& sizes, int threads) {
-        const Shape picture = shape(sizes);
-        const Activation x = activation(from);
-        check(unlocked([&] { return kernels().convert(picture, x, result(to), team(threads)); }));
-    });
-    m.def("line_moments", [](Address x, Address moments, const std::array<int64_t, 4>& sizes, int threads) {
-        const Shape picture = shape(sizes);
-        nb::gil_scoped_release unlocked;
-        kernels().line_moments(picture, at<const float>(x), at<float>(moments), team(threads));
-    });
-    m.def("gradient_sums", [](const Parts& g, Address x, Address mean, Address sums, const std::array<int64_t, 4>& sizes, int threads) {
-        const Shape picture = shape(sizes);
-        const Lazy from = lazy(g);
-        nb::gil_scoped_release unlocked;
-        kernels().gradient_sums(picture, from, at<const float>(x), at<const float>(mean), at<float>(sums), team(threads));
-    });
-    m.def("max_pool", [](const Parts& x, Address y, Address taps, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
-        const Image picture = IMAGE;
-        const Lazy from = lazy(x);
-        nb::gil_scoped_release unlocked;
-        kernels().max_pool(picture, channels, from, at<float>(y), at<float>(taps), team(threads));
-    });
-    m.def("max_pool_backward", [](const Parts& g, Address taps, Address dx, int64_t channels, int64_t batch, IMAGE_PARAMETERS, int threads) {
-        const Image picture = IMAGE;
-        const Lazy from = lazy(g);
-        nb::gil_scoped_release unlocked;
-        kernels().max_pool_backward(picture, channels, from, at<const float>(taps), at<float>(dx), team(threads));
-    });
+    bind_blocked<float>(m, "");
+    bind_blocked<BFloat16>(m, "_bf16");
     m.def("norm_forward", [](const std::array<int64_t, 4>& sizes, Address moments, const Affine& affine, double momentum, double eps,
                              Address mean, Address inverse, Address scale, Address shift) {
         const Shape picture = shape(sizes);

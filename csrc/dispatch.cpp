@@ -7,6 +7,7 @@
 
 #ifdef OPENWORK_X86
 #define OPENWORK_ISA_NAMESPACE avx512_bf16
+#include "kernels/blocked.hpp"
 #include "kernels/conv_bf16.hpp"
 #include "kernels/linear_bf16.hpp"
 #endif
@@ -25,6 +26,8 @@ const Kernels& with_bf16() {
         k.linear_backward_bf16 = avx512_bf16::linear_backward_bf16;
         k.conv_forward_bf16 = avx512_bf16::conv_forward_bf16;
         k.conv_backward_bf16 = avx512_bf16::conv_backward_bf16;
+        k.blocked.to_bf16 = avx512_bf16::convert<float, BFloat16>;
+        k.blocked_bf16 = avx512_bf16::blocked_kernels<BFloat16>();
         k.plane_sums_bf16 = avx512_bf16::plane_sums_bf16;
         return k;
     }();

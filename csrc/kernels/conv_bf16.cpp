@@ -1,4 +1,4 @@
-// Two-dimensional convolutions in bfloat16, summed in float, from and to NCHW.  As in conv.cpp, a thread carries 16 images down
+// Two-dimensional convolutions in bfloat16, summed in float, from and to either layout.  As in conv.cpp, a thread carries 16 images down
 // their lines; a vector holds two neighbouring pixels of them.
 #include "conv_bf16.hpp"
 
@@ -6,6 +6,7 @@
 
 #include "../scratch.hpp"
 #include "conv_shapes.hpp"
+#include "lines.hpp"
 #include "tiles_bf16.hpp"
 
 namespace openwork {
@@ -14,7 +15,10 @@ namespace {
 
 constexpr int64_t kDotTiles = 16;  // tiles that one reduction of the weight gradient runs over
 
-Shapes shapes_of(const Stored& m, const Image& image) { return shapes(m, image, batch_lanes(image.batch), kTile, true, true); }
+// The lanes of blocked activations are given.
+Shapes shapes_of(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
+    return shapes(m, image, blocked ? kBatchLanes : batch_lanes(image.batch), kTile, plain_in, plain_out);
+}
 
 int64_t tiles_of(const Shapes& p) { return p.vectors * kLanes / kTile; }
 
@@ -23,9 +27,9 @@ struct Forward {
     const ColumnPairs* pairs;
     const Image* image;
     Slab in, out;
-    const BFloat16* x;
+    ActivationBF16 x;
     const float* bias;
-    BFloat16* y;
+    ResultBF16 y;
     int64_t tiles, out_lines, piece;
 };
 
@@ -40,7 +44,7 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
             window.slide(f.in, first, last);
             if (window.filled < last) {
                 const int64_t fill = least(least(end, window.base + window.capacity), most(last, window.filled + f.in.grain));
-                pack_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
+                read_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
                 window.filled = fill;
             }
             BFloat16* to_line = out + i * f.out.line;
@@ -50,15 +54,15 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
             }
             fill_missing(*f.a, f.bias, to_line, f.out.channel, kTile, f.tiles);
         }
-        unpack_lines(f.out, out, panel, h - flush, h, f.y);
+        write_lines(f.out, out, panel, h - flush, h, f.y);
     }
 }
 
 }  // namespace
 
-Failure conv_forward_bf16(const Stored& m, const Image& image, const BFloat16* x, const float* bias, BFloat16* y, int threads) {
+Failure conv_forward_bf16(const Stored& m, const Image& image, const ActivationBF16& x, const float* bias, const ResultBF16& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    Shapes p = shapes_of(m, image);
+    Shapes p = shapes_of(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
     p.in.spare = 1;  // a channel of zeros
     const int64_t lines = window_lines(image, p.in, 1), out_lines = slab_grain(p.out);
     const int64_t size = lines * slab_line(p.in) + out_lines * slab_line(p.out);
@@ -95,8 +99,9 @@ struct Backward {
     const Lowered* a;
     const Image* image;
     Slab in, out;
-    const BFloat16 *g, *x;
-    BFloat16 *dx, *weights;
+    ActivationBF16 g, x;
+    ResultBF16 dx;
+    BFloat16* weights;
     int64_t tiles, out_height, block, dot_lines;
 };
 
@@ -125,20 +130,20 @@ void dot_block(const Backward& b, const BFloat16* x, const BFloat16* g, int64_t 
 void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Own own) {
     const int64_t stride = b.image->stride_h, span = b.image->span_h(), start = from * stride;
     const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
-    const int64_t before = b.dx != nullptr ? least(from, (span - 1) / stride) : 0;
+    const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
     own.x.base = own.x.filled = start;
     own.dx.base = own.dx.filled = start - before * stride;
     for (int64_t h = from - before; h < to;) {
         const int64_t count = least(b.block, (h < from ? from : to) - h), first = h * stride, last = first + (count - 1) * stride + span;
-        pack_lines(b.out, b.g, panel, h, h + count, own.g);
+        read_lines(b.out, b.g, panel, h, h + count, own.g);
         if (own.dw != nullptr && h >= from) {
             own.x.slide(b.in, first, last);
-            if (own.x.filled < last) pack_lines(b.in, b.x, panel, own.x.filled, last, own.x.line(b.in, own.x.filled));
+            if (own.x.filled < last) read_lines(b.in, b.x, panel, own.x.filled, last, own.x.line(b.in, own.x.filled));
             own.x.filled = most(own.x.filled, last);
             dot_block(b, own.x.line(b.in, first), own.g, count, own);
         }
         h += count;
-        if (b.dx == nullptr) continue;
+        if (!b.dx.given()) continue;
         own.dx.slide(b.in, first, last);
         zero_lines(b.in, own.dx.line(b.in, own.dx.filled), last - own.dx.filled);
         own.dx.filled = last;
@@ -148,27 +153,29 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
         // The lines before the next block's first one are complete.
         const bool end = h == b.out_height;
         const int64_t done = end ? last : least(last, first + count * stride), begin = most(first, start);
-        if (begin < done) unpack_lines(b.in, own.dx.line(b.in, begin), panel, begin, done, b.dx);
+        if (begin < done) write_lines(b.in, own.dx.line(b.in, begin), panel, begin, done, b.dx);
         for (int64_t l = most(done, start); l < (end ? all : least(all, first + count * stride)); ++l) {
             zero_lines(b.in, own.dx.lines, 1);
             own.dx.base = own.dx.filled = l;
-            unpack_lines(b.in, own.dx.lines, panel, l, l + 1, b.dx);
+            write_lines(b.in, own.dx.lines, panel, l, l + 1, b.dx);
         }
     }
 }
 
 }  // namespace
 
-Failure conv_backward_bf16(const Stored& m, const Image& image, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int threads) {
+Failure conv_backward_bf16(const Stored& m, const Image& image, const ActivationBF16& g, const ActivationBF16& x, const ResultBF16& dx,
+                           float* dw, int threads) {
     const int64_t weights = m.stored * m.height, even = up(m.height, 2);
     if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
     if (image.batch == 0) return nullptr;
-    const Shapes p = shapes_of(m, image);
+    const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
+    const Shapes p = shapes_of(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t tiles = tiles_of(p), dot_lines = most<int64_t>(1, kDotTiles / tiles);
     const int64_t block = most(least(dot_lines, p.out_height), slab_grain(p.out)), lines = window_lines(image, p.in, block);
     const int64_t window = lines * slab_line(p.in), g_size = block * slab_line(p.out);
     const int64_t halves = g_size + (dw != nullptr ? window : 0);
-    const int64_t dx_size = dx != nullptr ? window : 0, packed = dw != nullptr ? kDotTiles * 16 * kLanes : 0, copy = dw != nullptr ? up(weights, 16) : 0;
+    const int64_t dx_size = dx.given() ? window : 0, packed = dw != nullptr ? kDotTiles * 16 * kLanes : 0, copy = dw != nullptr ? up(weights, 16) : 0;
     const int64_t floats = dx_size + packed + copy;
     Scratch scratch(static_cast<size_t>(lowered_bytes(m) + slab_table_bytes(p.in) + slab_table_bytes(p.out) + image.taps() * 8 +
                                         m.stored * even * 2 + threads * (halves * 2 + floats * 4) + 1024));
@@ -190,7 +197,7 @@ Failure conv_backward_bf16(const Stored& m, const Image& image, const BFloat16* 
         float* my_dw = dw == nullptr ? nullptr : id == 0 ? dw : copies;
         if (my_dw != nullptr && id > 0) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
 #pragma omp for schedule(static)
-        for (int64_t group = 0; group < (dx == nullptr ? 0 : a.groups); ++group) narrow_group(a, group, b.weights);
+        for (int64_t group = 0; group < (dx.given() ? a.groups : 0); ++group) narrow_group(a, group, b.weights);
         const Own own{{mine + g_size, lines, 0, 0}, {sums, lines, 0, 0}, mine, sums + dx_size, my_dw};
         // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
         share_lines(p.panels, p.out_height, p.panels % team == 0 ? p.out_height : 1, id, team,

@@ -1,7 +1,6 @@
 // Reading a blocked activation that may exist as a formula only, one vector at a time.
 #pragma once
 
-#include "../api.hpp"
 #include "pack.hpp"
 
 namespace openwork {
@@ -13,19 +12,21 @@ enum class End { kNone, kRelu, kKeep };
 // `value` unless `test` is at or below 0; a NaN lets it through, as PyTorch's ReLU does.
 OW_INLINE Vec open(Vec test, Vec value) { return test <= Vec{} ? Vec{} : value; }
 
-OW_INLINE Vec number(const float* of, int64_t channel, float otherwise) { return broadcast(of == nullptr ? otherwise : of[channel]); }
-OW_INLINE const float* place(const float* of, int64_t offset) { return of == nullptr ? nullptr : of + offset; }
+OW_INLINE Vec of_channel(const float* of, int64_t channel, float otherwise) { return broadcast(of == nullptr ? otherwise : of[channel]); }
+template <typename T>
+OW_INLINE const T* place(const T* of, int64_t offset) { return of == nullptr ? nullptr : of + offset; }
 
 // One channel of one line of a formula whose parts are known when this is compiled.
-template <bool Second, Gate G, End E>
+template <typename T, bool Second, Gate G, End E>
 struct Reader {
-    const float *x, *y, *gate, *keep;
+    const T *x, *y, *gate, *keep;
     Vec a, b, shift, open_scale, open_shift;
 
-    Reader(const Lazy& z, int64_t channel, int64_t offset)
+    Reader(const LazyOf<T>& z, int64_t channel, int64_t offset)
         : x(place(z.x, offset)), y(place(z.y, offset)), gate(place(z.gate, offset)), keep(place(z.keep, offset)),
-          a(number(z.a, channel, 1.0f)), b(number(z.b, channel, G == Gate::kLine ? 0.0f : 1.0f)), shift(number(z.shift, channel, 0.0f)),
-          open_scale(number(z.open_scale, channel, 1.0f)), open_shift(number(z.open_shift, channel, 0.0f)) {}
+          a(of_channel(z.a, channel, 1.0f)), b(of_channel(z.b, channel, G == Gate::kLine ? 0.0f : 1.0f)),
+          shift(of_channel(z.shift, channel, 0.0f)), open_scale(of_channel(z.open_scale, channel, 1.0f)),
+          open_shift(of_channel(z.open_shift, channel, 0.0f)) {}
 
     // Element i and those after it.
     Vec operator()(int64_t i) const {
@@ -41,16 +42,16 @@ struct Reader {
     }
 };
 
-template <bool Second, Gate G, typename F>
-OW_INLINE void with_end(const Lazy& z, const F& f) {
-    if (z.keep != nullptr) return f.template run<Reader<Second, G, End::kKeep>>(z);
-    if (z.relu) return f.template run<Reader<Second, G, End::kRelu>>(z);
-    f.template run<Reader<Second, G, End::kNone>>(z);
+template <bool Second, Gate G, typename T, typename F>
+OW_INLINE void with_end(const LazyOf<T>& z, const F& f) {
+    if (z.keep != nullptr) return f.template run<Reader<T, Second, G, End::kKeep>>(z);
+    if (z.relu) return f.template run<Reader<T, Second, G, End::kRelu>>(z);
+    f.template run<Reader<T, Second, G, End::kNone>>(z);
 }
 
 // f.run<Reader type>(z) for the form that z has.
-template <typename F>
-OW_INLINE void with_reader(const Lazy& z, const F& f) {
+template <typename T, typename F>
+OW_INLINE void with_reader(const LazyOf<T>& z, const F& f) {
     if (z.y == nullptr) {
         if (z.gate != nullptr) return with_end<false, Gate::kTensor>(z, f);
         return with_end<false, Gate::kNone>(z, f);

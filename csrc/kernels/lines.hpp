@@ -21,19 +21,20 @@ OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) 
     return {kBatchLanes, shape.batch, shape.channels, shape.height, shape.width, 0, channel, line, grain, at, nullptr, 0, false, true};
 }
 
+template <typename To>
 struct FillLine {
     const Slab& s;
     int64_t offset;
-    float* to;
+    To* to;
 
-    template <typename R>
-    void run(const Lazy& z) const {
+    template <typename R, typename From>
+    void run(const LazyOf<From>& z) const {
         const int64_t strip = s.width * kBatchLanes, channels = s.channels;
-        float* channel = to;
+        To* channel = to;
         for (int64_t c = 0; c < channels; ++c, channel += s.channel) {
             const R read(z, c, offset + c * strip);
             if (s.straight) {
-                float* run = channel + s.at[0];
+                To* run = channel + s.at[0];
                 for (int64_t i = 0; i < strip; i += kLanes) store(run + i, read(i));
                 continue;
             }
@@ -62,60 +63,56 @@ struct Valid {
 };
 
 // Padded lines [from, to) of panel `panel`, to `lines`; lanes beyond the batch read as 0.
-[[maybe_unused]] static void fill_lines(const Slab& s, const Lazy& z, int64_t panel, int64_t from, int64_t to, float* lines) {
+template <typename From, typename To>
+void fill_lines(const Slab& s, const LazyOf<From>& z, int64_t panel, int64_t from, int64_t to, To* lines) {
     const int64_t lanes = blocked_lanes(s.images, panel);
     const Valid valid(lanes);
     for (int64_t l = from; l < to; ++l) {
-        float* base = lines + (l - from) * s.line;
+        To* base = lines + (l - from) * s.line;
         const int64_t h = l - s.pad_top;
         if (h < 0 || h >= s.height) {
             zero_lines(s, base, 1);
             continue;
         }
-        with_reader(z, FillLine{s, (panel * s.height + h) * blocked_line(s), base});
+        with_reader(z, FillLine<To>{s, (panel * s.height + h) * blocked_line(s), base});
         for (int64_t c = 0; c < s.channels; ++c) {
             for (int64_t q = 0; q < s.n_holes; ++q) {
                 for (int64_t i = 0; i < kBatchLanes; i += kLanes) store(base + c * s.channel + s.holes[q] + i, Vec{});
             }
             for (int64_t w = 0; lanes < kBatchLanes && w < s.width; ++w) {
-                float* pixel = base + c * s.channel + s.at[w];
+                To* pixel = base + c * s.channel + s.at[w];
                 for (int64_t i = 0; s.at[w] >= 0 && i < kBatchLanes; i += kLanes) store(pixel + i, valid.only<true>(load(pixel + i), i / kLanes));
             }
         }
     }
 }
 
-template <bool Stream>
-OW_INLINE void write_vector(float* out, Vec v) {
-    if constexpr (Stream) {
-        stream(out, v);
-    } else {
-        store(out, v);
-    }
-}
-
 // One channel of a line, to `out`.
-template <bool Stream>
-OW_INLINE void write_channel(const Slab& s, const float* from, float* out) {
+template <bool Stream, typename From, typename To>
+OW_INLINE void write_channel(const Slab& s, const From* from, To* out) {
     const int64_t width = s.width;
     if (s.straight) {
         from += s.at[0];
-        for (int64_t i = 0; i < width * kBatchLanes; i += kLanes) write_vector<Stream>(out + i, load(from + i));
+        for (int64_t i = 0; i < width * kBatchLanes; i += kLanes) move<Stream>(from + i, out + i);
         return;
     }
     for (int64_t w = 0; w < width; ++w) {
         OW_UNROLL
         for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
-            write_vector<Stream>(out + w * kBatchLanes + l, s.cropped && s.at[w] < 0 ? Vec{} : load(from + s.at[w] + l));
+            if (s.cropped && s.at[w] < 0) {
+                store(out + w * kBatchLanes + l, Vec{});
+            } else {
+                move<Stream>(from + s.at[w] + l, out + w * kBatchLanes + l);
+            }
         }
     }
 }
 
 // How the pixels of a channel differ from the first: the sums of the differences and of their squares.  Neighbours are summed apart,
 // so that one addition need not wait for the other.
-template <bool Ragged>
-OW_INLINE void spread(const float* from, const int32_t* at, int64_t width, const Valid& valid, Vec& sum, Vec& squares) {
-    const Vec first = broadcast(from[at[0]]);
+template <bool Ragged, typename From>
+OW_INLINE void spread(const From* from, const int32_t* at, int64_t width, const Valid& valid, Vec& sum, Vec& squares) {
+    const Vec first = broadcast(number(from[at[0]]));
     Vec sums[2] = {Vec{}, Vec{}}, of_squares[2] = {Vec{}, Vec{}};
     const auto add = [&](int64_t w, int side) {
         OW_UNROLL
@@ -137,8 +134,8 @@ OW_INLINE void spread(const float* from, const int32_t* at, int64_t width, const
 
 // One line of a slab: written to `out` if that is given, and its moments, the mean and the sum of squared distances from it of every
 // channel, if those are wanted.  Differences from the line's first pixel keep the squares free of the mean.
-template <bool Ragged, bool Stream>
-OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float* out, float* moments) {
+template <bool Ragged, bool Stream, typename From, typename To>
+OW_INLINE void drain_line(const Slab& s, const From* line, int64_t lanes, To* out, float* moments) {
     const Valid valid(lanes);
     const Vec count = broadcast(static_cast<float>(s.width * lanes));
     const int64_t strip = s.width * kBatchLanes;
@@ -147,9 +144,9 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
         float first[kLanes];
         const int64_t n = least<int64_t>(kLanes, s.channels - c);
         for (int64_t j = 0; j < n; ++j) {
-            const float* from = line + (c + j) * s.channel;
+            const From* from = line + (c + j) * s.channel;
             if (moments != nullptr) {
-                first[j] = from[s.at[0]];
+                first[j] = number(from[s.at[0]]);
                 spread<Ragged>(from, s.at, s.width, valid, sum[j], squares[j]);
             }
             if (out != nullptr) write_channel<Stream>(s, from, out + (c + j) * strip);
@@ -171,13 +168,15 @@ OW_INLINE void drain_line(const Slab& s, const float* line, int64_t lanes, float
 }
 
 // The pixels of padded lines [from, to) of a slab to a blocked tensor, if that is given, and their moments, if those are.
-[[maybe_unused]] static void drain_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
+template <typename From, typename To>
+void drain_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, int64_t to, const ResultOf<To>& y) {
     const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, lanes = blocked_lanes(s.images, panel);
-    const bool past_caches = panels * s.height * blocked_line(s) * 4 >= kStreamed && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
+    const bool large = panels * s.height * blocked_line(s) * static_cast<int64_t>(sizeof(To)) >= kStreamed;
+    const bool past_caches = large && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
     for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
-        const float* line = lines + (l - from) * s.line;
+        const From* line = lines + (l - from) * s.line;
         const int64_t at = panel * s.height + l - s.pad_top;
-        float* out = y.blocked == nullptr ? nullptr : y.blocked + at * blocked_line(s);
+        To* out = y.blocked == nullptr ? nullptr : y.blocked + at * blocked_line(s);
         float* moments = y.moments == nullptr ? nullptr : y.moments + at * s.channels * 2;
         if (lanes < kBatchLanes) {
             drain_line<true, false>(s, line, lanes, out, moments);
@@ -217,12 +216,14 @@ private:
 };
 
 // Either layout.
-OW_INLINE void read_lines(const Slab& s, const Activation& x, int64_t panel, int64_t from, int64_t to, float* lines) {
+template <typename From, typename To>
+OW_INLINE void read_lines(const Slab& s, const ActivationOf<From>& x, int64_t panel, int64_t from, int64_t to, To* lines) {
     if (x.plain != nullptr) return pack_lines(s, x.plain, panel, from, to, lines);
     fill_lines(s, x.lazy, panel, from, to, lines);
 }
 
-OW_INLINE void write_lines(const Slab& s, const float* lines, int64_t panel, int64_t from, int64_t to, const Result& y) {
+template <typename From, typename To>
+OW_INLINE void write_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, int64_t to, const ResultOf<To>& y) {
     if (y.plain != nullptr) return unpack_lines(s, lines, panel, from, to, y.plain);
     drain_lines(s, lines, panel, from, to, y);
 }

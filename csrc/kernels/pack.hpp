@@ -1,14 +1,14 @@
-// Between PyTorch's layouts and the kernels': 16 rows of contiguous floats become 16 lanes of one place each.
+// Between PyTorch's layouts and the kernels': 16 rows of contiguous numbers become 16 lanes of one place each.
 #pragma once
 
-#include "../api.hpp"
-#include "vec.hpp"
+#include "storage.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
 // Sixteen places of sixteen lanes; lanes from `lanes` on read as 0.
-OW_INLINE void pack_block(const float* from, int64_t lane_stride, int64_t lanes, const int32_t* at, float* to) {
+template <typename From, typename To>
+OW_INLINE void pack_block(const From* from, int64_t lane_stride, int64_t lanes, const int32_t* at, To* to) {
     for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
         for (int64_t p = 0; p < kBatchLanes; p += kLanes) {
             Vec v[kLanes];
@@ -21,8 +21,8 @@ OW_INLINE void pack_block(const float* from, int64_t lane_stride, int64_t lanes,
     }
 }
 
-template <bool Stream>
-OW_INLINE void unpack_block(const float* from, const int32_t* at, float* to, int64_t lane_stride, int64_t lanes) {
+template <bool Stream, typename From, typename To>
+OW_INLINE void unpack_block(const From* from, const int32_t* at, To* to, int64_t lane_stride, int64_t lanes) {
     for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
         for (int64_t p = 0; p < kBatchLanes; p += kLanes) {
             Vec v[kLanes];
@@ -52,7 +52,8 @@ struct Move {
     int64_t ahead = 0;  // what lies so far behind is packed next
 };
 
-OW_INLINE void pack(const Move& m, const float* from, float* to) {
+template <typename From, typename To>
+OW_INLINE void pack(const Move& m, const From* from, To* to) {
     if (m.unit == kBatchLanes && !m.cropped && m.count >= kBatchLanes) {
         // The last block overlaps the one before it, so that it is whole.
         for (int64_t p = 0; p < m.count; p += kBatchLanes) {
@@ -67,14 +68,15 @@ OW_INLINE void pack(const Move& m, const float* from, float* to) {
     }
     for (int64_t l = 0; l < m.unit; ++l) {
         for (int64_t p = 0; p < m.count; ++p) {
-            if (m.at[p] >= 0) to[m.at[p] + l] = l < m.lanes ? from[l * m.lane_stride + p] : 0.0f;
+            if (m.at[p] >= 0) put(to + m.at[p] + l, l < m.lanes ? number(from[l * m.lane_stride + p]) : 0.0f);
         }
     }
 }
 
-OW_INLINE void unpack(const Move& m, const float* from, float* to) {
+template <typename From, typename To>
+OW_INLINE void unpack(const Move& m, const From* from, To* to) {
     if (m.unit == kBatchLanes && !m.cropped && m.count >= kBatchLanes) {
-        const bool whole_lines = m.stream && (reinterpret_cast<uintptr_t>(to) / 4 | m.lane_stride | m.count) % 16 == 0;
+        const bool whole_lines = m.stream && (reinterpret_cast<uintptr_t>(to) / sizeof(To) | m.lane_stride | m.count) % 16 == 0;
         for (int64_t p = 0; p < m.count; p += kBatchLanes) {
             const int64_t q = least(p, m.count - kBatchLanes);
             if (m.lanes < kBatchLanes) {
@@ -89,7 +91,7 @@ OW_INLINE void unpack(const Move& m, const float* from, float* to) {
     }
     for (int64_t l = 0; l < m.lanes; ++l) {
         for (int64_t p = 0; p < m.count; ++p) {
-            to[l * m.lane_stride + p] = m.at[p] >= 0 ? from[m.at[p] + l] : 0.0f;
+            put(to + l * m.lane_stride + p, m.at[p] >= 0 ? number(from[m.at[p] + l]) : 0.0f);
         }
     }
 }

@@ -3,6 +3,9 @@
 
 #include <omp.h>
 
+#include <type_traits>
+
+#include "../scratch.hpp"
 #include "lines.hpp"
 
 namespace openwork {
@@ -27,13 +30,15 @@ struct Geometry {
     bool has_place(int64_t place) const { return place >= 0 && place < window.width; }
 };
 
+template <typename T>
 struct Largest {
     const Geometry& at;
     int64_t panel, h, c;
-    float *best, *tap;
+    T* best;
+    float* tap;
 
     template <typename R>
-    void run(const Lazy& z) const {
+    void run(const LazyOf<T>& z) const {
         for (int64_t i = 0; i < at.out_width * kBatchLanes; i += kLanes) {
             store(best + i, broadcast(-__builtin_inff()));
             store(tap + i, broadcast(-1.0f));
@@ -49,7 +54,7 @@ struct Largest {
                     if (!at.has_place(place)) continue;
                     OW_UNROLL
                     for (int64_t l = 0; l < kBatchLanes; l += kLanes) {
-                        const Vec v = read(place * kBatchLanes + l), old = load(best + w * kBatchLanes + l);
+                        const Vec v = as_stored<T>(read(place * kBatchLanes + l)), old = load(best + w * kBatchLanes + l);
                         const Vec which = load(tap + w * kBatchLanes + l);
                         // The first of equals, and the first place before any; a NaN wins and stays.
                         const auto keeps = ((v <= old) & (which >= Vec{})) | (old != old);
@@ -62,19 +67,21 @@ struct Largest {
     }
 };
 
+// To one channel of floats, whose lines lie `line_stride` apart.
 struct Spread {
     const Geometry& at;
     int64_t panel, h, c;
     const float* tap;
     float* dx;
+    int64_t line_stride;
 
-    template <typename R>
-    void run(const Lazy& g) const {
+    template <typename R, typename T>
+    void run(const LazyOf<T>& g) const {
         const R read(g, c, at.out(panel, h, c));
         for (int64_t i = 0; i < at.window.kernel_h; ++i) {
             const int64_t line = at.line(h, i);
             if (!at.has_line(line)) continue;
-            float* to = dx + at.in(panel, line, c);
+            float* to = dx + line * line_stride;
             for (int64_t j = 0; j < at.window.kernel_w; ++j) {
                 const Vec number = broadcast(static_cast<float>(i * at.window.kernel_w + j));
                 for (int64_t w = 0; w < at.out_width; ++w) {
@@ -93,31 +100,54 @@ struct Spread {
 
 }  // namespace
 
-void max_pool(const Image& window, int64_t channels, const Lazy& x, float* y, float* taps, int threads) {
+template <typename T>
+void max_pool(const Image& window, int64_t channels, const LazyOf<T>& x, T* y, float* taps, int threads) {
     const Geometry at{window, channels, window.out_height(), window.out_width()};
     const int64_t panels = (window.batch + kBatchLanes - 1) / kBatchLanes;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t line = 0; line < panels * at.out_height; ++line) {
         const int64_t panel = line / at.out_height, h = line % at.out_height;
-        for (int64_t c = 0; c < channels; ++c) with_reader(x, Largest{at, panel, h, c, y + at.out(panel, h, c), taps + at.out(panel, h, c)});
+        for (int64_t c = 0; c < channels; ++c) with_reader(x, Largest<T>{at, panel, h, c, y + at.out(panel, h, c), taps + at.out(panel, h, c)});
     }
 }
 
-void max_pool_backward(const Image& window, int64_t channels, const Lazy& g, const float* taps, float* dx, int threads) {
+// Sums are floats: for bfloat16 those of a thread's channels, rounded once they are complete.
+template <typename T>
+Failure max_pool_backward(const Image& window, int64_t channels, const LazyOf<T>& g, const float* taps, T* dx, int threads) {
     const Geometry at{window, channels, window.out_height(), window.out_width()};
     const int64_t panels = (window.batch + kBatchLanes - 1) / kBatchLanes, pieces = (channels + kChannels - 1) / kChannels;
+    const int64_t strip = window.width * kBatchLanes, apart = std::is_same_v<T, float> ? 0 : window.height * kChannels * strip;
+    Scratch scratch(threads * apart * 4 + 64);
+    if (scratch.data() == nullptr) return "out of memory";
     // Windows may overlap, so a thread has all lines of a channel.
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t piece = 0; piece < panels * pieces; ++piece) {
-        const int64_t panel = piece / pieces, first = piece % pieces * kChannels, last = least(first + kChannels, channels);
-        for (int64_t h = 0; h < window.height; ++h) {
-            std::memset(dx + at.in(panel, h, first), 0, static_cast<size_t>((last - first) * window.width * kBatchLanes) * 4);
+        const int64_t panel = piece / pieces, first = piece % pieces * kChannels, count = least(kChannels, channels - first);
+        T* own = dx + at.in(panel, 0, first);
+        float* sums;
+        int64_t line;
+        if constexpr (std::is_same_v<T, float>) {
+            sums = own, line = channels * strip;
+        } else {
+            sums = reinterpret_cast<float*>(scratch.data()) + omp_get_thread_num() * apart, line = count * strip;
         }
+        for (int64_t h = 0; h < window.height; ++h) std::memset(sums + h * line, 0, static_cast<size_t>(count * strip) * 4);
         for (int64_t h = 0; h < at.out_height; ++h) {
-            for (int64_t c = first; c < last; ++c) with_reader(g, Spread{at, panel, h, c, taps + at.out(panel, h, c), dx});
+            for (int64_t c = 0; c < count; ++c) {
+                with_reader(g, Spread{at, panel, h, first + c, taps + at.out(panel, h, first + c), sums + c * strip, line});
+            }
+        }
+        for (int64_t h = 0; !std::is_same_v<T, float> && h < window.height; ++h) {
+            for (int64_t i = 0; i < count * strip; i += kLanes) move<false>(sums + h * line + i, own + h * channels * strip + i);
         }
     }
+    return nullptr;
 }
+
+template void max_pool(const Image&, int64_t, const LazyOf<float>&, float*, float*, int);
+template void max_pool(const Image&, int64_t, const LazyOf<BFloat16>&, BFloat16*, float*, int);
+template Failure max_pool_backward(const Image&, int64_t, const LazyOf<float>&, const float*, float*, int);
+template Failure max_pool_backward(const Image&, int64_t, const LazyOf<BFloat16>&, const float*, BFloat16*, int);
 
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork

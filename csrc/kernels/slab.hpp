@@ -72,12 +72,12 @@ template <typename T>
 OW_INLINE void zero_lines(const Slab& s, T* lines, int64_t count) { std::memset(lines, 0, static_cast<size_t>(count * s.line) * sizeof(T)); }
 
 // Padded lines [from, to) of the images of panel `panel`, to `lines`.
-template <typename T>
-void pack_lines(const Slab& s, const T* x, int64_t panel, int64_t from, int64_t to, T* lines) {
+template <typename From, typename To>
+void pack_lines(const Slab& s, const From* x, int64_t panel, int64_t from, int64_t to, To* lines) {
     const int64_t image = panel * s.lanes, plane = s.height * s.width, first = from;
     Move move{s.at, 0, s.channels * plane, least(s.lanes, s.images - image), s.lanes, s.cropped, false, plane};
     while (from < to) {
-        T* base = lines + (from - first) * s.line;
+        To* base = lines + (from - first) * s.line;
         const int64_t h = from - s.pad_top;
         if (h < 0 || h >= s.height) {
             zero_lines(s, base, 1);
@@ -90,8 +90,8 @@ void pack_lines(const Slab& s, const T* x, int64_t panel, int64_t from, int64_t 
             pack(move, x + (image * s.channels + c) * plane + h * s.width, base + c * s.channel);
             for (int64_t i = 0; i < n; ++i) {
                 for (int64_t q = 0; q < s.n_holes; ++q) {
-                    T* hole = base + i * s.line + c * s.channel + s.holes[q];
-                    for (int64_t l = 0; l < s.lanes; ++l) hole[l] = T{};
+                    To* hole = base + i * s.line + c * s.channel + s.holes[q];
+                    for (int64_t l = 0; l < s.lanes; ++l) hole[l] = To{};
                 }
             }
         }

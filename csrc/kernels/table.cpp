@@ -12,9 +12,10 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
 extern const Kernels kernels;
+
 const Kernels kernels = {
     OW_NAME(OPENWORK_ISA_NAMESPACE), linear_forward, linear_backward, segments_forward, segments_backward, conv_forward,
-    conv_backward, convert, line_moments, gradient_sums, max_pool, max_pool_backward, common_columns, merges, nullptr, nullptr,
+    conv_backward, blocked_kernels<float>(), blocked_kernels<BFloat16>(), common_columns, merges, nullptr, nullptr,
     nullptr, nullptr, nullptr,
 };
 

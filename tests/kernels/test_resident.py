@@ -346,8 +346,6 @@ def test_small_and_ragged_batches_do_without():
     layer = conv(8, 8)
     for batch in (0, 1, 7, 33):
         assert type(layer(images(batch))) is torch.Tensor
-    with torch.autocast("cpu", torch.bfloat16):
-        assert type(layer(images())) is torch.Tensor
     assert type(torch.func.functional_call(layer, dict(layer.named_parameters()), images())) is ResidentTensor
     with pytest.raises(TypeError, match="on='yes'"), resident.resident("yes"):
         pass

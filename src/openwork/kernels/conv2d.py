@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openwork.kernels import lookup
 from openwork.kernels.autocast import backward_under, check_uniform, checked, direct_backward, forward_under, narrow, narrows
-from openwork.kernels.operator import PATTERN, asked, check, check_batch, define, eager, filled, parts, save
+from openwork.kernels.operator import PATTERN, asked, check_batch, define, eager, filled, parts, save
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 
@@ -103,8 +103,8 @@ def _window(*parts: list[int]) -> Window:
 
 
 def check_conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window) -> None:
-    """Raise ``ValueError`` unless all of it fits together, as :func:`conv2d` takes it."""
-    check(pattern, x=x, values=values, bias=bias)
+    """Raise ``ValueError`` unless all of it fits together, as :func:`conv2d` takes it on the cpu."""
+    checked("conv2d", "cpu", pattern, {"x": x}, {"values": values, "bias": bias})
     _check_input(x, pattern, window)
 
 

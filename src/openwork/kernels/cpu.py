@@ -129,7 +129,7 @@ def conv2d_backward(
 
 def conv2d_gradients(
     g: tuple[int, ...], x: tuple[int, ...], batch: int, values: Tensor | None, pattern: Pattern, window: Window,
-    input_size: Pair, dx: tuple[int, int, int], dvalues: Tensor | None,
+    input_size: Pair, dx: tuple[int, int, int], dvalues: Tensor | None, *, narrow: bool = False,
 ) -> None:  # fmt: skip
     """Both gradients of a convolution, of activations and to places as the native module takes them.
 
@@ -143,14 +143,18 @@ def conv2d_gradients(
         input_size: height and width of the input.
         dx: where the input gradient goes.
         dvalues: ``[K, h]`` or None.
+        narrow: whether activations are bfloat16.
     """
+    forward, backward = native.conv_forward, native.conv_backward
+    if narrow:
+        forward, backward = native.conv_forward_bf16, native.conv_backward_bf16
     if values is not None and gathers(pattern, window):
         flipped = geometry(window.output_size(*input_size), mirrored(window))
-        native.conv_forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), threads())
+        forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), threads())
         dx = (0, 0, 0)
     if any(dx) or dvalues is not None:
         size = geometry(input_size, window)
-        native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
+        backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
 
 
 def kept_bytes(cols: Tensor) -> int:

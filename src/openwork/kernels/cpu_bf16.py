@@ -65,7 +65,7 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
     for part in _parts(len(x)):
         native.conv_forward_bf16(
-            x[part].data_ptr(), y[part].data_ptr(), cpu.address(bias), len(x[part]), *cpu.geometry(size, window),
+            cpu.nchw(x[part]), (y[part].data_ptr(), 0, 0), cpu.address(bias), len(x[part]), *cpu.geometry(size, window),
             *cpu.stored(pattern, values), cpu.threads(),
         )  # fmt: skip
     return y
@@ -86,28 +86,12 @@ def conv2d_backward(
     total = dvalues
     for part in _parts(len(g)):
         own = dvalues if dvalues is None or not part.start else torch.empty_like(dvalues)
-        _conv2d_gradients(g[part], _part(x, part), values, pattern, window, input_size, _part(dx, part), own)
+        to = (cpu.address(_part(dx, part)), 0, 0)
+        activations = cpu.nchw(g[part]), cpu.nchw(_part(x, part)), len(g[part])
+        cpu.conv2d_gradients(*activations, values, pattern, window, input_size, to, own, narrow=True)
         if total is not None and own is not None and own is not total:
             total += own
     return dx, total
-
-
-def _conv2d_gradients(
-    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, window: Window,
-    input_size: Pair, dx: Tensor | None, dvalues: Tensor | None,
-) -> None:  # fmt: skip
-    scattered = dx
-    if values is not None and dx is not None and cpu.gathers(pattern, window):
-        # As in float32, single rows are gathered.
-        flipped = cpu.geometry(window.output_size(*input_size), cpu.mirrored(window))
-        turned = cpu.turned(pattern, values, window.taps)
-        native.conv_forward_bf16(g.data_ptr(), dx.data_ptr(), 0, len(g), *flipped, *turned, cpu.threads())
-        scattered = None
-    if scattered is not None or dvalues is not None:
-        native.conv_backward_bf16(
-            g.data_ptr(), cpu.address(x), cpu.address(scattered), cpu.address(dvalues), len(g),
-            *cpu.geometry(input_size, window), *cpu.stored(pattern, values), cpu.threads(),
-        )  # fmt: skip
 
 
 @register("channel_sums_bf16", "cpu")

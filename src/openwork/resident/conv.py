@@ -7,31 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from openwork.kernels.conv2d import check_conv2d
 from openwork.kernels.operator import asked, parts, unwatched
 from openwork.kernels.window import Window, fills_blocks
 from openwork.pattern import Pattern
-from openwork.resident.formula import Formula
+from openwork.resident.formula import DTYPES, Formula
 from openwork.resident.switch import enabled
 from openwork.resident.tensor import Content, ResidentTensor, to_nchw
 
 
 def takes(x: Tensor, kernel: str) -> bool:
-    """Whether a sparse convolution of ``x`` should hand on a resident tensor: on the cpu, in float32, in plain eager mode.
+    """Whether a sparse convolution of ``x`` should hand on a resident tensor: on the cpu, in plain eager mode.
 
+    That is in float32, or in bfloat16 under autocast to it where the processor has instructions for that.
     Batches that would leave much of the blocks empty go without.
     """
-    if (
-        torch.compiler.is_compiling()
-        or kernel != "cpu"
-        or not enabled()
-        or x.dim() != 4
-        or x.dtype != torch.float32
-        or not x.numel()
-    ):
+    if torch.compiler.is_compiling() or kernel != "cpu" or not enabled() or x.dim() != 4 or not x.numel():
         return False
-    if type(x) not in (Tensor, torch.nn.Parameter, ResidentTensor) or not unwatched(x.device):
+    if type(x) not in (Tensor, torch.nn.Parameter, ResidentTensor) or not _computes(x):
         return False
     # Traced programs and functions transformed by torch.func have no place for it.
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, though not exported
@@ -40,13 +35,26 @@ def takes(x: Tensor, kernel: str) -> bool:
     return fills_blocks(x.shape[0])
 
 
+def _computes(x: Tensor) -> bool:
+    if not torch.is_autocast_enabled("cpu"):
+        return x.dtype == torch.float32 and unwatched(x.device)
+    if x.dtype not in DTYPES or x.device.type != "cpu" or is_in_torch_dispatch_mode():
+        return False
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return False
+    # Not before it is used: importing openwork loads no native code.
+    from openwork.resident.operations import native
+
+    return native.has_bf16()
+
+
 def conv2d(
     x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window, conversions: Counter[str]
 ) -> Tensor:
     """Two-dimensional convolution as ``kernels.ops.conv2d`` of an input that ``takes`` accepts; returns a resident tensor.
 
     Args:
-        x: ``[N, Cin, H, W]``, resident or not; its gradient is what it is.
+        x: ``[N, Cin, H, W]``, resident or not; its gradient is what it is.  Under autocast it is rounded to bfloat16 first.
         values: ``[K, h]``.
         pattern: of shape ``(R, Cin * kh * kw)``.
         bias: ``[R]`` or None.
@@ -56,6 +64,8 @@ def conv2d(
     Raises:
         ValueError: as ``kernels.ops.conv2d``.
     """
+    if torch.is_autocast_enabled("cpu"):
+        x, values, bias = x.to(torch.bfloat16), values.float(), None if bias is None else bias.float()
     out: Tensor = _ResidentConv2d.apply(x, values, bias, *parts(pattern), window, conversions)
     return out
 
@@ -71,7 +81,8 @@ class _ResidentConv2d(torch.autograd.Function):
 
         pattern = Pattern(shape, rows, offsets, cols)
         check_conv2d(x, values, pattern, bias, window)
-        formula, moments = native.conv2d(_readable(x), values.contiguous(), pattern, bias, window)
+        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+        formula, moments = native.conv2d(_readable(x), values, pattern, bias, window)
         want_x, want_values, ctx.want_bias = ctx.needs_input_grad[:3]
         ctx.save_for_backward(x if want_values else None, values if want_x else None, rows, offsets, cols)
         ctx.shape, ctx.window, ctx.size, ctx.plain = shape, window, tuple(x.shape[2:]), not isinstance(x, ResidentTensor)

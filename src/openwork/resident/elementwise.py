@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from openwork.resident import native
-from openwork.resident.formula import Formula
-from openwork.resident.tensor import Content, ResidentTensor, content_of, handles, is_resident, wrap
+from openwork.resident.formula import DTYPES, Formula
+from openwork.resident.tensor import CPU, Content, ResidentTensor, content_of, handles, is_resident, wrap
 
 aten = torch.ops.aten
 
@@ -34,6 +34,18 @@ def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return wrap(content.formula(), content, content.moments)
 
 
+@handles(aten._to_copy.default)
+def _to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # Between the dtypes of activations; whatever else a copy may be is no resident tensor.
+    asked = {name: value for name, value in kwargs.items() if value not in (None, False, torch.preserve_format)}
+    dtype = asked.pop("dtype", None)
+    plain = asked.pop("device", CPU) == CPU and asked.pop("layout", torch.strided) == torch.strided and not asked
+    if not is_resident(args[0]) or dtype not in DTYPES or not plain:
+        return NotImplemented
+    content = args[0].content
+    return wrap(native.numbers(content.formula(), dtype=dtype)[0], content)
+
+
 @handles(
     aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.full_like.default, aten.rand_like.default,
     aten.randn_like.default, aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default,
@@ -41,7 +53,7 @@ def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 )  # fmt: skip
 def _new(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # Only the size is wanted, not the numbers.
-    return func(torch.empty(1).expand(args[0].shape), *args[1:], **kwargs)
+    return func(torch.empty(1, dtype=args[0].dtype).expand(args[0].shape), *args[1:], **kwargs)
 
 
 @handles(aten.relu.default, aten.relu_.default)
@@ -64,7 +76,7 @@ def _relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles(aten.threshold_backward.default)
 def _relu_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     g, result, threshold = args
-    if threshold != 0 or not is_resident(result):
+    if threshold != 0 or not is_resident(result) or g.dtype != result.dtype:
         return NotImplemented
     g_content = content_of(g, result.content)
     # What ReLU returned, or, with nn.Threshold, took: positive where it lets the gradient through.

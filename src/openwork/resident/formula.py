@@ -14,6 +14,8 @@ from openwork.kernels.window import LANES
 Size = tuple[int, int, int, int]
 _TENSORS = ("x", "y", "gate", "keep")
 _CHANNELS = ("a", "b", "shift", "open_scale", "open_shift")
+DTYPES = (torch.float32, torch.bfloat16)
+"""That activations can have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +24,12 @@ class Formula:
 
     ``x'`` is ``x`` where its gate is open, else 0: the gate is the tensor ``gate``, open where positive, or
     ``open_scale * y + open_shift``.  That is what batch norm, ReLU, a residual addition and their gradients are made of.
+    Whoever reads it computes in float32, and rounds to the dtype of ``x`` what it writes.
 
     Args:
         size: ``(N, C, H, W)``.
-        x: float32 ``[ceil(N / 16), H, C, W, 16]``, contiguous, as are ``y``, ``gate`` and ``keep``, where there.  Entries of
-            images beyond ``N`` mean nothing.
+        x: float32 or bfloat16 ``[ceil(N / 16), H, C, W, 16]``, contiguous, as are ``y``, ``gate`` and ``keep``, where there.
+            Entries of images beyond ``N`` mean nothing.
         y: the second term.
         gate: see above.
         keep: see above.
@@ -51,6 +54,11 @@ class Formula:
     relu: bool = False
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the activation."""
+        return self.x.dtype
+
+    @property
     def is_numbers(self) -> bool:
         """Whether ``x`` is all there is."""
         return self.is_line and self.a is None and self.shift is None and not self.relu
@@ -72,10 +80,15 @@ class Formula:
 
     def parts(self) -> tuple[int, ...]:
         """Addresses as the native module takes them, 0 for what is not there; checked, since it cannot."""
+        if self.dtype not in DTYPES:
+            raise TypeError(f"x must be of one of {DTYPES}, got {self.dtype}")
         tensors = [getattr(self, name) for name in _TENSORS]
         channels = [getattr(self, name) for name in _CHANNELS]
         for name, tensor in zip((*_TENSORS, *_CHANNELS), (*tensors, *channels), strict=True):
-            _check(name, tensor, blocked_shape(self.size) if name in _TENSORS else self.size[1:2])
+            if name in _TENSORS:
+                _check(name, tensor, blocked_shape(self.size), self.dtype)
+            else:
+                _check(name, tensor, self.size[1:2], torch.float32)
         return (0, *map(_address, tensors), *map(_address, channels), int(self.relu))
 
 
@@ -89,11 +102,11 @@ def blocked_shape(size: Size) -> tuple[int, int, int, int, int]:
     return -(-size[0] // LANES), size[2], size[1], size[3], LANES
 
 
-def _check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+def _check(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tensor is None:
         return
-    if type(tensor) not in (Tensor, Parameter) or tensor.dtype != torch.float32:
-        raise TypeError(f"{name} must be a plain float32 tensor, got {type(tensor).__name__} of {tensor.dtype}")
+    if type(tensor) not in (Tensor, Parameter) or tensor.dtype != dtype:
+        raise TypeError(f"{name} must be a plain tensor of {dtype}, got {type(tensor).__name__} of {tensor.dtype}")
     if tuple(tensor.shape) != tuple(shape) or not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError(f"{name} must be contiguous {tuple(shape)} on the cpu, got {tuple(tensor.shape)} on {tensor.device}")
 

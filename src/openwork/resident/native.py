@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,24 +35,42 @@ class NormGradient(NamedTuple):
     bias: Tensor
 
 
+def has_bf16() -> bool:
+    """Whether convolutions take bfloat16."""
+    return native.has_bf16()
+
+
+def _of(name: str, dtype: torch.dtype) -> Any:
+    """The native function for activations of this dtype."""
+    return getattr(native, f"{name}_bf16" if dtype == torch.bfloat16 else name)
+
+
+def _convert(x: Activation, to: tuple[int, int, int], dtype: torch.dtype) -> None:
+    name = "to_bf16" if dtype == torch.bfloat16 else "to_floats"
+    _of(name, x.dtype)(parts(x), to, size_of(x), threads())
+
+
 def parts(x: Activation | None) -> tuple[int, ...]:
     """A formula or a contiguous NCHW tensor as addresses."""
     return x.parts() if isinstance(x, Formula) else nchw(x)
 
 
-def numbers(x: Activation, *, moments: bool = False) -> tuple[Formula, Tensor | None]:
-    """The blocked numbers of a formula or of an NCHW tensor, and the moments of their lines if asked for."""
+def numbers(x: Activation, *, moments: bool = False, dtype: torch.dtype | None = None) -> tuple[Formula, Tensor | None]:
+    """The blocked numbers of a formula or of an NCHW tensor, and the moments of their lines if asked for.
+
+    They are of ``dtype``, or of that of ``x``.
+    """
     size = size_of(x)
-    out = torch.empty(blocked_shape(size))
+    out = torch.empty(blocked_shape(size), dtype=dtype or x.dtype)
     lines = torch.empty(line_shape(size)) if moments else None
-    native.convert(parts(x), (0, out.data_ptr(), address(lines)), size, threads())
+    _convert(x, (0, out.data_ptr(), address(lines)), out.dtype)
     return Formula(size, out), lines
 
 
 def to_nchw(x: Formula) -> Tensor:
     """The numbers as PyTorch has them."""
-    out = torch.empty(x.size)
-    native.convert(x.parts(), (out.data_ptr(), 0, 0), x.size, threads())
+    out = torch.empty(x.size, dtype=x.dtype)
+    _convert(x, (out.data_ptr(), 0, 0), x.dtype)
     return out
 
 
@@ -60,7 +78,7 @@ def line_moments(x: Formula) -> Tensor:
     """Mean and sum of squared distances from it, of every channel of every line of numbers."""
     out = torch.empty(line_shape(x.size))
     x.parts()
-    native.line_moments(x.x.data_ptr(), out.data_ptr(), x.size, threads())
+    _of("line_moments", x.dtype)(x.x.data_ptr(), out.data_ptr(), x.size, threads())
     return out
 
 
@@ -91,9 +109,10 @@ def norm_backward(
     g: Formula, x: Formula, weight: Tensor | None, mean: Tensor, inverse: Tensor, *, batch_statistics: bool
 ) -> NormGradient:
     """Gradients of batch norm over the numbers ``x``; one pass over both, summed line by line in one order."""
+    _check_same(g=g, x=x)
     sums = torch.empty(line_shape(x.size))
     x.parts()
-    native.gradient_sums(g.parts(), x.x.data_ptr(), mean.data_ptr(), sums.data_ptr(), x.size, threads())
+    _of("gradient_sums", x.dtype)(g.parts(), x.x.data_ptr(), mean.data_ptr(), sums.data_ptr(), x.size, threads())
     out = NormGradient(*torch.empty(5, x.size[1]).unbind())
     native.norm_backward(
         x.size, sums.data_ptr(), address(weight), mean.data_ptr(), inverse.data_ptr(), batch_statistics,
@@ -106,8 +125,8 @@ def conv2d(x: Activation, values: Tensor, pattern: Pattern, bias: Tensor | None,
     """The convolution's blocked numbers and the moments of their lines."""
     batch, _, *image = size_of(x)
     size = (batch, pattern.shape[0], *window.output_size(image[0], image[1]))
-    out, lines = torch.empty(blocked_shape(size)), torch.empty(line_shape(size))
-    native.conv_forward(
+    out, lines = torch.empty(blocked_shape(size), dtype=x.dtype), torch.empty(line_shape(size))
+    _of("conv_forward", x.dtype)(
         parts(x), (0, out.data_ptr(), lines.data_ptr()), address(bias), batch,
         *geometry((image[0], image[1]), window), *stored(pattern, values), threads(),
     )  # fmt: skip
@@ -125,13 +144,22 @@ def conv2d_backward(
     plain: bool,
 ) -> tuple[Activation | None, Tensor | None]:
     """Gradients of the input, NCHW if ``plain``, and of the stored values; either where its other factor is given."""
+    _check_same(g=g, x=x)
     batch = size_of(g)[0]
     size = (batch, pattern.shape[1] // window.taps, *input_size)
-    dx = None if values is None else torch.empty(size if plain else blocked_shape(size))
+    dx = None if values is None else torch.empty(size if plain else blocked_shape(size), dtype=g.dtype)
     to = (address(dx), 0, 0) if plain else (0, address(dx), 0)
     dvalues = None if x is None else torch.empty(pattern.value_shape)
-    conv2d_gradients(parts(g), parts(x), batch, values, pattern, window, input_size, to, dvalues)
+    narrow = g.dtype == torch.bfloat16
+    conv2d_gradients(parts(g), parts(x), batch, values, pattern, window, input_size, to, dvalues, narrow=narrow)
     return dx if plain or dx is None else Formula(size, dx), dvalues
+
+
+def _check_same(**activations: Activation | None) -> None:
+    """Raise ``TypeError`` unless all that are given have one dtype."""
+    dtypes = {name: x.dtype for name, x in activations.items() if x is not None}
+    if len(set(dtypes.values())) > 1:
+        raise TypeError(f"activations must have one dtype, got {dtypes}")
 
 
 def line_shape(size: Size) -> tuple[int, int, int, int]:
@@ -141,22 +169,23 @@ def line_shape(size: Size) -> tuple[int, int, int, int]:
 
 
 def channel_sums(x: Activation) -> Tensor:
-    """``[C]``: sums over batch and positions."""
+    """float32 ``[C]``: sums over batch and positions."""
     if not isinstance(x, Formula):
-        return x.sum((0, 2, 3))
+        return x.sum((0, 2, 3), dtype=torch.float32)
     size = x.size
     values = (x if x.is_numbers else numbers(x)[0]).x
     ragged = size[0] % values.shape[-1]
     if not ragged:
-        return values.sum((0, 1, 3, 4))
-    return values[:-1].sum((0, 1, 3, 4)) + values[-1, ..., :ragged].sum((0, 2, 3))
+        return values.sum((0, 1, 3, 4), dtype=torch.float32)
+    full = values[:-1].sum((0, 1, 3, 4), dtype=torch.float32)
+    return full + values[-1, ..., :ragged].sum((0, 2, 3), dtype=torch.float32)
 
 
 def max_pool(x: Formula, window: Window) -> tuple[Formula, Tensor]:
     """The largest of every window, and the number of its tap as a blocked float32 tensor."""
     size = (*x.size[:2], *window.output_size(*x.size[2:]))
-    out, taps = torch.empty(blocked_shape(size)), torch.empty(blocked_shape(size))
-    native.max_pool(
+    out, taps = torch.empty(blocked_shape(size), dtype=x.dtype), torch.empty(blocked_shape(size))
+    _of("max_pool", x.dtype)(
         x.parts(), out.data_ptr(), taps.data_ptr(), size[1], size[0], *geometry((x.size[2], x.size[3]), window), threads()
     )
     return Formula(size, out), taps
@@ -166,8 +195,8 @@ def max_pool_backward(g: Formula, taps: Tensor, window: Window, size: Size) -> F
     """The gradient of :func:`max_pool`'s input, which is of ``size``."""
     if (*size[:2], *window.output_size(*size[2:])) != g.size or tuple(taps.shape) != blocked_shape(g.size):
         raise ValueError(f"a pooling of {size} by {window} has no gradient of {g.size} with taps of {tuple(taps.shape)}")
-    dx = torch.empty(blocked_shape(size))
-    native.max_pool_backward(
+    dx = torch.empty(blocked_shape(size), dtype=g.dtype)
+    _of("max_pool_backward", g.dtype)(
         g.parts(), taps.data_ptr(), dx.data_ptr(), size[1], size[0], *geometry((size[2], size[3]), window), threads()
     )
     return Formula(size, dx)

@@ -33,7 +33,9 @@ def _forward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles(aten.native_batch_norm_backward.default)
 def _backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     g, x, weight, running_mean, running_var, mean, inverse, training, eps, wanted = args
-    if not isinstance(x, ResidentTensor) or not is_resident(x) or not _fits(weight, running_mean, running_var):
+    if not isinstance(x, ResidentTensor) or not is_resident(x) or g.dtype != x.dtype:
+        return NotImplemented
+    if not _fits(weight, running_mean, running_var):
         return NotImplemented
     numbers = x.content.numbers()
     if not training:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from openwork.kernels.window import LANES
-from openwork.resident.formula import Formula, Size
+from openwork.resident.formula import DTYPES, Formula, Size
 from openwork.resident.tensor import GENERAL, ResidentTensor, content_of, handles, is_resident, wrap
 
 aten = torch.ops.aten
@@ -40,7 +40,7 @@ def _pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return found.clone() if writes and tensor is first else found
 
     result = func(*tree_map_only(Tensor, blocked, args))
-    if not isinstance(result, Tensor) or result.dtype != torch.float32:
+    if not isinstance(result, Tensor) or result.dtype not in DTYPES:
         return NotImplemented
     formula = Formula(size, result.contiguous())
     if not writes:
@@ -53,7 +53,7 @@ GENERAL.append(_pointwise)
 
 
 def _stands_beside(tensor: Tensor, size: Size) -> bool:
-    if isinstance(tensor, ResidentTensor) or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if isinstance(tensor, ResidentTensor) or tensor.dtype not in DTYPES or tensor.device.type != "cpu":
         return False
     shape = tuple(tensor.shape)
     gate = len(shape) == 4 and shape[2:] == (1, 1) and shape[0] in (1, size[0]) and shape[1] in (1, size[1])

@@ -110,7 +110,7 @@ def _max(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles(aten.max_pool2d_with_indices_backward.default)
 def _max_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     g, x, *_, found = args
-    if not isinstance(found, ResidentTaps) or not isinstance(x, ResidentTensor):
+    if not isinstance(found, ResidentTaps) or not isinstance(x, ResidentTensor) or g.dtype != x.dtype:
         return NotImplemented
     gradient = content_of(g, x.content).formula()
     return wrap(native.max_pool_backward(gradient, found.taps, found.pool.window, found.pool.size), x.content)
@@ -122,10 +122,10 @@ def _average(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if pool is None:
         return NotImplemented
     views = pool.taps(pool.padded(x.content.numbers().x))
-    total = next(views).clone()
+    total = next(views).to(torch.float32, copy=True)
     for view in views:
         total += view
-    return wrap(Formula(pool.out, total.mul_(share)), x.content)
+    return wrap(Formula(pool.out, total.mul_(share).to(x.dtype)), x.content)
 
 
 @handles(aten.avg_pool2d_backward.default)
@@ -135,11 +135,11 @@ def _average_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if pool is None:
         return NotImplemented
     gradient = content_of(g, x.content).numbers().x
-    shared = gradient * share
-    dx = gradient.new_zeros(_padded_shape(gradient, pool))
+    shared = gradient.float() * share
+    dx = shared.new_zeros(_padded_shape(gradient, pool))
     for view in pool.taps(dx):
         view += shared
-    return wrap(Formula(pool.size, pool.inner(dx)), x.content)
+    return wrap(Formula(pool.size, pool.inner(dx).to(g.dtype)), x.content)
 
 
 def _average_pool(x: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, _Pool | None, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map, tree_map_only
 
-from openwork.resident.formula import Formula, Size, size_of
+from openwork.resident.formula import DTYPES, Formula, Size, size_of
 
 Operation = Callable[..., Any]
 Handler = Callable[..., Any]
@@ -48,6 +48,11 @@ class Content:
         """``(N, C, H, W)``."""
         return size_of(self.held)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activation."""
+        return self.held.dtype
+
     def formula(self) -> Formula:
         """The blocked activation; made from NCHW where that is what is held, which counts as a conversion."""
         if isinstance(self.held, Formula):
@@ -74,7 +79,7 @@ class Content:
 
 
 class ResidentTensor(Tensor):
-    """``[N, C, H, W]``, float32, held as blocked numbers or as a formula of them.
+    """``[N, C, H, W]``, float32 or bfloat16, held as blocked numbers or as a formula of them.
 
     It behaves as any tensor does.  Operations on blocked numbers are those of ``HANDLERS``; before all others it turns
     itself into NCHW numbers, for good.  It cannot be handed to code that wants the address of its memory, save through
@@ -86,7 +91,7 @@ class ResidentTensor(Tensor):
 
     @staticmethod
     def __new__(cls, content: Content) -> ResidentTensor:  # noqa: D102  # a magic method, though ruff takes it for another
-        tensor: ResidentTensor = Tensor._make_wrapper_subclass(cls, content.size, dtype=torch.float32, device=CPU)
+        tensor: ResidentTensor = Tensor._make_wrapper_subclass(cls, content.size, dtype=content.dtype, device=CPU)
         tensor.content = content
         # Native code that reads memory by itself gets an error, not a null pointer.
         torch._C._set_throw_on_mutable_data_ptr(tensor)
@@ -164,7 +169,7 @@ def to_nchw(tensor: Tensor) -> Tensor:
 
 
 def from_nchw(tensor: Tensor) -> ResidentTensor:
-    """The numbers of a contiguous float32 tensor ``[N, C, H, W]`` on the cpu as a resident one, without history.
+    """The numbers of a float32 or bfloat16 tensor ``[N, C, H, W]`` on the cpu as a resident one, without history.
 
     Raises:
         ValueError: ``tensor`` is none of that.
@@ -172,12 +177,13 @@ def from_nchw(tensor: Tensor) -> ResidentTensor:
     if (
         type(tensor) is not Tensor
         or tensor.dim() != 4
-        or tensor.dtype != torch.float32
+        or tensor.dtype not in DTYPES
         or tensor.device != CPU
         or not tensor.numel()
     ):
         raise ValueError(
-            f"tensor must be float32 [N, C, H, W] on the cpu, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            "tensor must be float32 or bfloat16 [N, C, H, W] on the cpu, got "
+            f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
         )
     from openwork.resident.operations import native
 
