@@ -11,13 +11,14 @@ convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input
 is timed, its results are compared with dense ones; a wrong result stops the benchmark.  Every way is called twice in its turn
 and the second call timed, as a layer of a network finds its input in the caches.
 
-With ``--dtype bfloat16``: modules with bias and autograd under autocast, beside nn.Linear and nn.Conv2d under it, the latter
-in the faster of both memory formats.
+With ``--dtype bfloat16``: modules with bias and autograd under autocast, from bfloat16 to bfloat16, beside nn.Linear and
+nn.Conv2d under it, the latter in the faster of both memory formats.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,6 +240,12 @@ def autocast_step(module: torch.nn.Module, x: Tensor, g: Tensor | None = None) -
     return out if g is None else torch.autograd.grad(out, (x, *module.parameters()), g)
 
 
+def plain_step(module: torch.nn.Module, x: Tensor, g: Tensor | None = None) -> Any:
+    """The same from plain tensors to plain tensors."""
+    with resident.resident(False):
+        return autocast_step(module, x, g)
+
+
 def check_bf16(layer: Linear | Conv, sparse: SparseLinear | SparseConv2d, x: Tensor, g: Tensor) -> None:
     """Output and gradients against those of the dense module in float32."""
     dense, wide = sparse.to_dense(), x.detach().float().requires_grad_()
@@ -247,7 +254,7 @@ def check_bf16(layer: Linear | Conv, sparse: SparseLinear | SparseConv2d, x: Ten
     expected = (out.detach(), dx, sparse.pattern.pack(dweight.view(layer.matrix)))
     found = (autocast_step(sparse, x).detach(), *autocast_step(sparse, x, g))
     for what, one, right in zip(("output", "dx", "dw"), found, expected, strict=False):
-        assert_right(f"{layer}, height {sparse.pattern.height}, {what}", one.float(), right, 2e-2)
+        assert_right(f"{layer}, height {sparse.pattern.height}, {what}", resident.to_nchw(one).float(), right, 2e-2)
 
 
 def measure_bf16(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> list[tuple[Any, ...]]:
@@ -258,8 +265,8 @@ def measure_bf16(layer: Linear | Conv, sparsities: Sequence[float], repeats: int
     def enter(key: Any, module: torch.nn.Module, order: torch.memory_format = torch.contiguous_format) -> None:
         own_x, own_g = (t.contiguous(memory_format=order) for t in (x, g))
         own_x = own_x.detach().requires_grad_()
-        functions[key, "forward"] = lambda: autocast_step(module, own_x)
-        functions[key, "all"] = lambda: autocast_step(module, own_x, own_g)
+        functions[key, "forward"] = lambda: plain_step(module, own_x)
+        functions[key, "all"] = lambda: plain_step(module, own_x, own_g)
 
     ways = layer.dense_modules()
     for order, module in ways.items():
@@ -269,13 +276,19 @@ def measure_bf16(layer: Linear | Conv, sparsities: Sequence[float], repeats: int
             sparse = layer.sparse_module(random_pattern(layer.matrix, height, 1 - sparsity))
             check_bf16(layer, sparse, x.clone().requires_grad_(), g)
             enter((sparsity, name), sparse)
+            if isinstance(layer, Conv):
+                blocked_x, blocked_g = resident.from_nchw(x).requires_grad_(), resident.from_nchw(g)
+                chain = functools.partial(autocast_step, sparse, blocked_x, blocked_g)
+                functions[(sparsity, name), "chain"] = chain
     times = interleaved(functions, repeats, warm=True)
     dense = [min(times[order, kind] for order in ways) for kind in ("forward", "all")]
     rows = []
     for sparsity in sparsities:
         for name in HEIGHTS:
             own = [times[(sparsity, name), kind] for kind in ("forward", "all")]
-            rows.append((str(layer), f"{sparsity:g}", name, *dense, *own, dense[0] / own[0], dense[1] / own[1]))
+            chain_time = times.get(((sparsity, name), "chain"))
+            between = ("", "") if chain_time is None else (chain_time, dense[1] / chain_time)
+            rows.append((str(layer), f"{sparsity:g}", name, *dense, *own, dense[0] / own[0], dense[1] / own[1], *between))
     return rows
 
 
@@ -303,7 +316,7 @@ def main() -> None:
     title = "Sparse layers against the fastest dense ones (medians; x = times faster)"
     if narrow:
         title = "Sparse layers under autocast to bfloat16 against the fastest dense ones (medians; x = times faster)"
-    report(name, title, COLUMNS[:9] if narrow else COLUMNS, rows, arguments.output)
+    report(name, title, COLUMNS, rows, arguments.output)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kDotTiles = 16;  // tiles that one reduction of the weight gradient runs over
+constexpr int64_t kFetches = 8;    // of what is read next, during one pass over the weights
 
 // The lanes of blocked activations are given.
 Shapes shapes_of(const Stored& m, const Image& image, bool plain_in, bool plain_out, bool blocked) {
@@ -48,8 +49,10 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
                 window.filled = fill;
             }
             BFloat16* to_line = out + i * f.out.line;
+            LinesAhead ahead(f.in, f.x, panel, window.filled, stride);
             for (int64_t t = 0; t < f.tiles; t += f.piece) {
                 const BFloat16* in = window.line(f.in, first) + t * kTile;
+                ahead.fetch(t, f.tiles);
                 gather_any(*f.a, *f.pairs, 0, f.a->groups, in, kTile, to_line + t * kTile, kTile, least(f.piece, f.tiles - t));
             }
             fill_missing(*f.a, f.bias, to_line, f.out.channel, kTile, f.tiles);
@@ -128,7 +131,7 @@ void dot_block(const Backward& b, const BFloat16* x, const BFloat16* g, int64_t 
 // which the window of line `from` begins to that of line `to`.  The windows of some lines before reach into it: those are added
 // again, in the same order as by whoever has these lines.
 void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Own own) {
-    const int64_t stride = b.image->stride_h, span = b.image->span_h(), start = from * stride;
+    const int64_t stride = b.image->stride_h, span = b.image->span_h(), start = from * stride, some = (b.a->groups + kFetches - 1) / kFetches;
     const int64_t all = most(b.image->height + b.image->pad_h, (b.out_height - 1) * stride + span);
     const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
     own.x.base = own.x.filled = start;
@@ -148,7 +151,12 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
         zero_lines(b.in, own.dx.line(b.in, own.dx.filled), last - own.dx.filled);
         own.dx.filled = last;
         for (int64_t i = 0; i < count; ++i) {
-            scatter_any(*b.a, b.weights, own.dx.line(b.in, first + i * stride), kTile, own.g + i * b.out.line, kTile, b.tiles);
+            LinesAhead ahead(b.out, b.g, panel, h + i, 1);
+            for (int64_t group = 0; group < b.a->groups; group += some) {
+                ahead.fetch(group, b.a->groups);
+                scatter_any(*b.a, group, least(group + some, b.a->groups), b.weights, own.dx.line(b.in, first + i * stride), kTile,
+                            own.g + i * b.out.line, kTile, b.tiles);
+            }
         }
         // The lines before the next block's first one are complete.
         const bool end = h == b.out_height;

@@ -95,7 +95,7 @@ void backward_panel(const Backward& b, int64_t s, int64_t samples, int64_t id, i
     for (int64_t t = first; b.dx != nullptr && t < last; t += kInputTiles * kTile) {
         const int64_t count = least(kInputTiles * kTile, last - t), tiles = up(count, kTile) / kTile;
         std::memset(panel, 0, static_cast<size_t>(tiles * b.narrow.tile) * 4);
-        scatter_any(*b.for_dx, b.weights, panel, b.narrow.tile, b.g_panel + t, b.wide.tile, tiles);
+        scatter_any(*b.for_dx, 0, b.for_dx->groups, b.weights, panel, b.narrow.tile, b.g_panel + t, b.wide.tile, tiles);
         unpack_tiles(panel, b.narrow, b.inputs, 0, b.inputs, count, b.dx + (s + t) * b.inputs);
     }
     if (b.dw == nullptr) return;

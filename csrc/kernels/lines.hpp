@@ -192,27 +192,32 @@ void drain_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, 
 class LinesAhead {
 public:
     // `count` lines from padded line l of panel `panel` on; those of the next panel follow the panel's last.
-    LinesAhead(const Slab& s, const Activation& x, int64_t panel, int64_t l, int64_t count) : arrays_{x.lazy.x, x.lazy.y, x.lazy.gate, x.lazy.keep} {
+    template <typename T>
+    LinesAhead(const Slab& s, const ActivationOf<T>& x, int64_t panel, int64_t l, int64_t count)
+        : arrays_{bytes(x.lazy.x), bytes(x.lazy.y), bytes(x.lazy.gate), bytes(x.lazy.keep)} {
         const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, line = panel * s.height + l - s.pad_top;
-        done_ = least(panels * s.height, most<int64_t>(0, line)) * blocked_line(s);
+        const int64_t a_line = blocked_line(s) * static_cast<int64_t>(sizeof(T));
+        done_ = least(panels * s.height, most<int64_t>(0, line)) * a_line;
         start_ = done_;
-        end_ = least(panels * s.height, most<int64_t>(0, line + count)) * blocked_line(s);
+        end_ = least(panels * s.height, most<int64_t>(0, line + count)) * a_line;
         if (x.plain != nullptr) end_ = start_;
     }
 
     // What is fetched when part `part` of `parts` of the computation begins.
     void fetch(int64_t part, int64_t parts) {
-        const int64_t end = start_ + (end_ - start_) * (part + 1) / parts / 16 * 16;
-        for (const float* array : arrays_) {
+        const int64_t end = start_ + (end_ - start_) * (part + 1) / parts / 64 * 64;
+        for (const char* array : arrays_) {
             if (array == nullptr) continue;
-            for (int64_t i = done_; i < end; i += 16) __builtin_prefetch(array + i, 0, 2);
+            for (int64_t i = done_; i < end; i += 64) __builtin_prefetch(array + i, 0, 2);
         }
         done_ = most(done_, end);
     }
 
 private:
+    static const char* bytes(const void* array) { return static_cast<const char*>(array); }
+
     int64_t start_, done_, end_;
-    const float* arrays_[4];
+    const char* arrays_[4];
 };
 
 // Either layout.

@@ -130,21 +130,23 @@ OW_INLINE void scatter_group(const Lowered& a, int64_t group, const BFloat16* w,
     for (; PAIRS > 1 && r < stride; r += 2) scatter_tile<1, NT>(dx, dx_tile, columns, w + r, stride, count, g, g_tile, rows + r, h - r);
 }
 
-// All groups for `tiles` tiles; w is [stored][stride], stride = the height made even, and 0 at padding.
+// Groups [g0, g1) for `tiles` tiles; w is [stored][stride], stride = the height made even, and 0 at padding.
 template <int PAIRS, int NT>
-void scatter(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
-    for (int64_t group = 0; group < a.groups; ++group) {
+void scatter(const Lowered& a, int64_t g0, int64_t g1, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile,
+             int64_t tiles) {
+    for (int64_t group = g0; group < g1; ++group) {
         int64_t t = 0;
         for (; t + NT <= tiles; t += NT) scatter_group<PAIRS, NT>(a, group, w, dx + t * dx_tile, dx_tile, g + t * g_tile, g_tile);
         for (; t < tiles; ++t) scatter_group<PAIRS, 1>(a, group, w, dx + t * dx_tile, dx_tile, g + t * g_tile, g_tile);
     }
 }
 
-OW_INLINE void scatter_any(const Lowered& a, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g, int64_t g_tile, int64_t tiles) {
-    if (a.height > 8) return scatter<8, 1>(a, w, dx, dx_tile, g, g_tile, tiles);
-    if (a.height > 4) return scatter<4, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
-    if (a.height > 2) return scatter<2, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
-    return scatter<1, 2>(a, w, dx, dx_tile, g, g_tile, tiles);
+OW_INLINE void scatter_any(const Lowered& a, int64_t g0, int64_t g1, const BFloat16* w, float* dx, int64_t dx_tile, const BFloat16* g,
+                           int64_t g_tile, int64_t tiles) {
+    if (a.height > 8) return scatter<8, 1>(a, g0, g1, w, dx, dx_tile, g, g_tile, tiles);
+    if (a.height > 4) return scatter<4, 2>(a, g0, g1, w, dx, dx_tile, g, g_tile, tiles);
+    if (a.height > 2) return scatter<2, 2>(a, g0, g1, w, dx, dx_tile, g, g_tile, tiles);
+    return scatter<1, 2>(a, g0, g1, w, dx, dx_tile, g, g_tile, tiles);
 }
 
 // weight gradient: one accumulator a column.  The lanes of a vector are H rows x 16 / H pairs of places, so a column's places are

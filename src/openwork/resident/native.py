@@ -110,15 +110,22 @@ def norm_backward(
 ) -> NormGradient:
     """Gradients of batch norm over the numbers ``x``; one pass over both, summed line by line in one order."""
     _check_same(g=g, x=x)
-    sums = torch.empty(line_shape(x.size))
     x.parts()
-    _of("gradient_sums", x.dtype)(g.parts(), x.x.data_ptr(), mean.data_ptr(), sums.data_ptr(), x.size, threads())
+    sums = _gradient_sums(g, x.x, mean)
     out = NormGradient(*torch.empty(5, x.size[1]).unbind())
     native.norm_backward(
         x.size, sums.data_ptr(), address(weight), mean.data_ptr(), inverse.data_ptr(), batch_statistics,
         tuple(part.data_ptr() for part in out),
     )  # fmt: skip
     return out
+
+
+def _gradient_sums(g: Formula, x: Tensor, mean: Tensor) -> Tensor:
+    """Of ``g`` and of ``g * (x - mean)``, for every channel of every line."""
+    sums = torch.empty(line_shape(g.size))
+    of = _of("gradient_sums", g.dtype)
+    of(g.parts(), x.data_ptr(), mean.data_ptr(), sums.data_ptr(), g.size, threads())
+    return sums
 
 
 def conv2d(x: Activation, values: Tensor, pattern: Pattern, bias: Tensor | None, window: Window) -> tuple[Formula, Tensor]:
@@ -172,13 +179,8 @@ def channel_sums(x: Activation) -> Tensor:
     """float32 ``[C]``: sums over batch and positions."""
     if not isinstance(x, Formula):
         return x.sum((0, 2, 3), dtype=torch.float32)
-    size = x.size
-    values = (x if x.is_numbers else numbers(x)[0]).x
-    ragged = size[0] % values.shape[-1]
-    if not ragged:
-        return values.sum((0, 1, 3, 4), dtype=torch.float32)
-    full = values[:-1].sum((0, 1, 3, 4), dtype=torch.float32)
-    return full + values[-1, ..., :ragged].sum((0, 2, 3), dtype=torch.float32)
+    # What batch norm's gradient needs beside it costs nothing: it reads the same numbers.
+    return _gradient_sums(x, x.x, torch.zeros(x.size[1]))[..., 0].sum((0, 1))
 
 
 def max_pool(x: Formula, window: Window) -> tuple[Formula, Tensor]:
