@@ -40,7 +40,8 @@ class Row:
         master: whether all of the weight is trained.
         timings: what ``kernel="auto"`` measured, the newest last.
         conversions: how often a resident activation that began at this layer was turned to NCHW, by the operation that wanted
-            it, or back (``"from NCHW"``).
+            it, or back (``"from NCHW"``); and how often it stayed NCHW under autocast, because the processor has no bfloat16
+            instructions.
     """
 
     layer: str

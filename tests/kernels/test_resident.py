@@ -126,18 +126,17 @@ def test_every_kind_of_batch_norm(options):
     assert_same(model, images(31))
 
 
-@pytest.mark.parametrize(
-    "between",
-    [
-        nn.SiLU(), nn.GELU(), nn.LeakyReLU(0.1), nn.Hardswish(), nn.ReLU6(), nn.Tanh(), nn.MaxPool2d(2), nn.MaxPool2d(3, 2,
-        1), nn.MaxPool2d(2, 1, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, ceil_mode=True),
-        nn.Identity(), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Dropout(0.0), nn.PixelShuffle(2), nn.GroupNorm(2,
-        8), nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1),
-        nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid()), nn.InstanceNorm2d(8), nn.LocalResponseNorm(3),
-        nn.Softmax2d(), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(2),
-    ],
-    ids=str,
-)  # fmt: skip
+BETWEEN = [
+    nn.SiLU(), nn.GELU(), nn.LeakyReLU(0.1), nn.Hardswish(), nn.ReLU6(), nn.Tanh(), nn.MaxPool2d(2), nn.MaxPool2d(3, 2,
+    1), nn.MaxPool2d(2, 1, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, ceil_mode=True),
+    nn.Identity(), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Dropout(0.0), nn.PixelShuffle(2), nn.GroupNorm(2,
+    8), nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1),
+    nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid()), nn.InstanceNorm2d(8), nn.LocalResponseNorm(3),
+    nn.Softmax2d(), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=str)
 @pytest.mark.parametrize("batch", [16, 29])
 def test_whatever_stands_between_two_convolutions(between, batch):
     after = 2 if isinstance(between, nn.PixelShuffle) else 8
@@ -164,7 +163,7 @@ class Odd(nn.Module):
         z = z + x.flip(0)
         z[z > 1.5] *= 0.5
         first, second = z.chunk(2, 1)
-        return (first - second).flatten(1) @ torch.ones(144, 3) * x.shape[0] + float(x.numel())
+        return (first - second).flatten(1) @ torch.ones(144, 3).to(x) * x.shape[0] + float(x.numel())
 
 
 def test_a_model_with_odd_control_flow():
@@ -291,28 +290,28 @@ def test_what_leaves_pytorch_is_nchw():
     assert torch.equal(torch.load(file, weights_only=True), expected)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda t: t.data.sum((0, 2, 3)), lambda t: torch.stack(list(t)), lambda t: t[0, 1, 2, 3], lambda t: t.double(),
-        lambda t: t.to(torch.bfloat16), lambda t: t.half().float(), lambda t: torch.vmap(torch.sin)(t),
-        lambda t: t.std((2, 3)), lambda t: F.unfold(t, 3), lambda t: torch.einsum("nchw,cd->ndhw", t, torch.ones(8, 2)),
-        lambda t: torch.equal(t, t.clone()), lambda t: torch.where(t > 0, t, 2 * t), lambda t: t.amax((2, 3)),
-        lambda t: t.topk(2).values, lambda t: t != 0, lambda t: t.permute(0, 2, 3, 1).contiguous(),
-        lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: 1 - t, lambda t: torch.from_dlpack(t),
-        lambda t: torch.empty(0).set_(t), lambda t: t.share_memory_(), lambda t: t.sum(), lambda t: t.mean((1, 2, 3)),
-        lambda t: t.mean((2, 3), keepdim=True), lambda t: t.sum((-1, -2)), lambda t: t.mean(2), lambda t: t.add(t, alpha=2),
-        lambda t: t.sub_(1), lambda t: t * torch.arange(8.0).view(1, 8, 1, 1), lambda t: t.fill_(2),
-        lambda t: t * torch.arange(128.0).view(16, 8, 1, 1), lambda t: t + torch.ones(16, 8, 6, 6),
-        lambda t: torch.ones(6) + t, lambda t: torch.ones(16, 8, 6, 6).add_(t), lambda t: t.clamp(0.1, 0.2),
-        lambda t: F.threshold(t, 0.2, 7.0), lambda t: t.exp().log(), lambda t: torch.zeros_like(t), lambda t: t.new_ones(3),
-        lambda t: torch.cat([t, t], 1), lambda t: t.view(16, -1), lambda t: t.abs_(), lambda t: t.expand(16, 8, 6, 6),
-        lambda t: t.reshape(16, 8, 36), lambda t: F.max_pool2d(t.relu(), 2), lambda t: t.relu().relu_(),
-        lambda t: (t.relu() + t).relu() + t, lambda t: t.masked_fill(t > 0, 1.0), lambda t: torch.maximum(t, -t),
-        lambda t: torch.lerp(t, t + 1, 0.5), lambda t: t.addcmul(t, t, value=2), lambda t: t.clone().zero_() + t,
-        lambda t: t.norm(),
-    ],
-)  # fmt: skip
+FUNCTIONS = [
+    lambda t: t.data.sum((0, 2, 3)), lambda t: torch.stack(list(t)), lambda t: t[0, 1, 2, 3], lambda t: t.double(),
+    lambda t: t.to(torch.bfloat16), lambda t: t.half().float(), lambda t: torch.vmap(torch.sin)(t),
+    lambda t: t.std((2, 3)), lambda t: F.unfold(t, 3), lambda t: torch.einsum("nchw,cd->ndhw", t, torch.ones(8, 2)),
+    lambda t: torch.equal(t, t.clone()), lambda t: torch.where(t > 0, t, 2 * t), lambda t: t.amax((2, 3)),
+    lambda t: t.topk(2).values, lambda t: t != 0, lambda t: t.permute(0, 2, 3, 1).contiguous(),
+    lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: 1 - t, lambda t: torch.from_dlpack(t),
+    lambda t: torch.empty(0).set_(t), lambda t: t.share_memory_(), lambda t: t.sum(), lambda t: t.mean((1, 2, 3)),
+    lambda t: t.mean((2, 3), keepdim=True), lambda t: t.sum((-1, -2)), lambda t: t.mean(2), lambda t: t.add(t, alpha=2),
+    lambda t: t.sub_(1), lambda t: t * torch.arange(8.0).view(1, 8, 1, 1), lambda t: t.fill_(2),
+    lambda t: t * torch.arange(128.0).view(16, 8, 1, 1), lambda t: t + torch.ones(16, 8, 6, 6),
+    lambda t: torch.ones(6) + t, lambda t: torch.ones(16, 8, 6, 6).add_(t), lambda t: t.clamp(0.1, 0.2),
+    lambda t: F.threshold(t, 0.2, 7.0), lambda t: t.exp().log(), lambda t: torch.zeros_like(t), lambda t: t.new_ones(3),
+    lambda t: torch.cat([t, t], 1), lambda t: t.view(16, -1), lambda t: t.abs_(), lambda t: t.expand(16, 8, 6, 6),
+    lambda t: t.reshape(16, 8, 36), lambda t: F.max_pool2d(t.relu(), 2), lambda t: t.relu().relu_(),
+    lambda t: (t.relu() + t).relu() + t, lambda t: t.masked_fill(t > 0, 1.0), lambda t: torch.maximum(t, -t),
+    lambda t: torch.lerp(t, t + 1, 0.5), lambda t: t.addcmul(t, t, value=2), lambda t: t.clone().zero_() + t,
+    lambda t: t.norm(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_any_function_gives_what_it_gives_of_a_plain_tensor(function):
     with torch.no_grad():
         out = conv(8, 8)(images())

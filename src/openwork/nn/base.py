@@ -32,7 +32,8 @@ class SparseModule(nn.Module, ABC):
         kernel: the backend asked for, None for the fastest that there is; ``"auto"`` for whichever of that one and the dense
             product is measured to be faster (see ``openwork.nn.auto``).
         timings: what was measured, the newest last; it is no part of the state.
-        conversions: how often its output, where that was resident, was turned to NCHW or back, by what wanted it.
+        conversions: how often its output, where that was resident, was turned to NCHW or back, by what wanted it; and how often
+            it was not resident under autocast for want of instructions.
         collector: evidence for a topology update; None unless the layer is armed.
         master: Parameter of the dense weight's shape, for methods that train all weights; ``values`` are then copies of its
             active ones and have no gradient.  None for all other methods; empty once such a method has ended.

@@ -170,7 +170,7 @@ class SparseConv2d(SparseModule):
         pattern = self.pattern
         if self.full_cols is not None:
             pattern = self._among_all_channels(pattern, self.full_cols)
-        if resident.takes(x, self.backend):
+        if resident.takes(x, self.backend, self.conversions):
             window = Window(self.kernel_size, self.stride, self.padding, self.dilation)
             return resident.conv2d(x, values, pattern, bias, window, self.conversions)
         return ops.conv2d(

@@ -18,11 +18,12 @@ from openwork.resident.switch import enabled
 from openwork.resident.tensor import Content, ResidentTensor, to_nchw
 
 
-def takes(x: Tensor, kernel: str) -> bool:
+def takes(x: Tensor, kernel: str, conversions: Counter[str]) -> bool:
     """Whether a sparse convolution of ``x`` should hand on a resident tensor: on the cpu, in plain eager mode.
 
     That is in float32, or in bfloat16 under autocast to it where the processor has instructions for that.
-    Batches that would leave much of the blocks empty go without.
+    Batches that would leave much of the blocks empty go without.  Where only those instructions are missing, ``conversions``
+    counts it.
     """
     if torch.compiler.is_compiling() or kernel != "cpu" or not enabled() or x.dim() != 4 or not x.numel():
         return False
@@ -32,20 +33,23 @@ def takes(x: Tensor, kernel: str) -> bool:
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, though not exported
     if tracing or torch._C._are_functorch_transforms_active():
         return False
-    return fills_blocks(x.shape[0])
+    if not fills_blocks(x.shape[0]):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        # Not before it is used: importing openwork loads no native code.
+        from openwork.resident.operations import native
+
+        if not native.has_bf16():
+            conversions["no bfloat16 instructions"] += 1
+            return False
+    return True
 
 
 def _computes(x: Tensor) -> bool:
     if not torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.float32 and unwatched(x.device)
-    if x.dtype not in DTYPES or x.device.type != "cpu" or is_in_torch_dispatch_mode():
-        return False
-    if torch.get_autocast_dtype("cpu") != torch.bfloat16:
-        return False
-    # Not before it is used: importing openwork loads no native code.
-    from openwork.resident.operations import native
-
-    return native.has_bf16()
+    narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return narrow and x.dtype in DTYPES and x.device.type == "cpu" and not is_in_torch_dispatch_mode()
 
 
 def conv2d(

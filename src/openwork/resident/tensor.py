@@ -144,6 +144,11 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = handler(func, args, kwargs)
         if result is not NotImplemented:
             return result
+    # In inference mode nothing above has taken composite operators apart.
+    if torch.is_inference_mode_enabled() and any_resident(args):
+        result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
     return densely(func, args, kwargs)
 
 
