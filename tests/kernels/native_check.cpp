@@ -138,7 +138,7 @@ void check_linear(const Matrix& m, int64_t batch, int threads) {
 // A tensor on the blocked layout.
 Floats blocked(const Shape& s, const Floats& plain) {
     Floats to((s.batch + kBatchLanes - 1) / kBatchLanes * kBatchLanes * s.channels * s.height * s.width, NAN);
-    right("convert", kernels.convert(s, {plain.data(), {}}, {nullptr, to.data(), nullptr}, 1));
+    right("to_floats", kernels.blocked.to_floats(s, {plain.data(), {}}, {nullptr, to.data(), nullptr}, 1));
     return to;
 }
 
@@ -146,8 +146,27 @@ Floats plain(const Shape& s, const Floats& from) {
     Floats to(s.batch * s.channels * s.height * s.width);
     Lazy lazy{};
     lazy.x = from.data();
-    right("convert", kernels.convert(s, {nullptr, lazy}, {to.data(), nullptr, nullptr}, 1));
+    right("to_floats", kernels.blocked.to_floats(s, {nullptr, lazy}, {to.data(), nullptr, nullptr}, 1));
     return to;
+}
+
+// To bfloat16s on the blocked layout and back: the nearest of 8 significant bits.
+void check_bf16(const Matrix& m, const Shape& s) {
+    const Floats x = randoms(s.batch * s.channels * s.height * s.width);
+    std::vector<BFloat16> narrow(blocked(s, x).size());
+    Floats back(x.size());
+    right("to_bf16", kernels.blocked.to_bf16(s, {x.data(), {}}, {nullptr, narrow.data(), nullptr}, 2));
+    LazyOf<BFloat16> lazy{};
+    lazy.x = narrow.data();
+    right("to_floats", kernels.blocked_bf16.to_floats(s, {nullptr, lazy}, {back.data(), nullptr, nullptr}, 2));
+    Exact exact(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+        int exponent;
+        const double part = std::frexp(static_cast<double>(x[i]), &exponent);
+        exact[i] = std::ldexp(std::nearbyint(std::ldexp(part, 8)), exponent - 8);
+        if (back[i] != exact[i]) right("rounding", "is not to the nearest");
+    }
+    same("bfloat16", m, s.batch, back, exact);
 }
 
 void check_conv(const Matrix& m, const Image& i, int threads) {
@@ -193,6 +212,7 @@ void check_conv(const Matrix& m, const Image& i, int threads) {
 
 int main() {
     poison_scratch(true);
+    for (int64_t batch : {1, 16, 35}) check_bf16(Matrix(1, 1, 1), {batch, 5, 3, 7});
     for (int64_t height : {1, 2, 3, 4, 7, 8, 16}) {
         check_linear(Matrix(90, 400, height), 100, 2);
         for (int64_t batch : {1, 7, 40}) check_linear(Matrix(37, 41, height), batch, 2);

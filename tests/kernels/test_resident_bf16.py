@@ -1,7 +1,7 @@
 """Resident activations in bfloat16: every step against float64, and whole models against dense ones under the same autocast.
 
-Bounds of single steps are those of ``test_bf16.py``.  A model's error is measured against itself in float64 and must not be
-more than twice the dense model's under autocast: on average they are alike, but which ReLU is open is chance.
+Bounds of single steps are those of ``test_bf16.py``.  A model's error is measured against itself in float64, and so is the
+dense model's under autocast: they must be alike, more so on average than in one of the gradients, where chance opens ReLUs.
 """
 
 import copy
@@ -190,12 +190,17 @@ def test_any_geometry(c, height, density, threads, batch):
         torch.set_num_threads(before)
 
 
-def results(model, x, context=autocast, loss=None):
+def projected(out):
+    """A loss that batch norm does not cancel."""
+    return (out * numbers(*out.shape, seed=7).to(out.dtype)).sum()
+
+
+def results(model, x, context=autocast, loss=projected):
     """Output, input gradient, gradients and statistics of a step."""
     own, leaf = copy.deepcopy(model), x.clone().requires_grad_()
     with context():
         out = own(leaf)
-    (loss or (lambda t: (t**3 + t).mean()))(out.double()).backward()
+    loss(out.double()).backward()
     found = [resident.to_nchw(out.detach()), leaf.grad, *(p.grad for p in own.parameters())]
     assert all(type(t) is torch.Tensor for t in found if t is not None)
     conversions = sum((getattr(module, "conversions", Counter()) for module in own.modules()), Counter())
@@ -223,19 +228,24 @@ def error(found, right):
     return (found.double() - right.double()).norm() / right.double().norm().clamp(min=1e-12)
 
 
-def assert_as_good_as_dense(model, x, conversions=None, loss=None):
+def assert_as_near(found, dense, right):
+    assert [t is None for t in found] == [t is None for t in right]
+    assert [t.dtype for t in found if t is not None] == [t.dtype for t in dense if t is not None]
+    there = [three for three in zip(found, dense, right, strict=True) if three[2] is not None]
+    errors = torch.stack([torch.stack([error(one, exact), error(other, exact)]) for one, other, exact in there])
+    assert (errors[:, 0] <= 3 * errors[:, 1] + 2**-5).all()
+    assert errors[:, 0].mean() <= 1.5 * errors[:, 1].mean() + 2**-7
+
+
+def assert_as_good_as_dense(model, x, conversions=None):
     """Each result's error in float64 against that of the dense model under the same autocast."""
     twin, gather = masked(model)
     order = [n.removesuffix(".values").removesuffix(".weight") for n, _ in model.named_parameters()]
     assert order == [n.removesuffix(".weight") for n, _ in twin.named_parameters()]
-    found, counted = results(model, x, loss=loss)
-    dense = gather(results(twin, x, loss=loss)[0])
-    right = gather(results(copy.deepcopy(twin).double(), x.double(), torch.enable_grad, loss)[0])
-    for one, other, exact in zip(found, dense, right, strict=True):
-        assert (one is None) == (exact is None)
-        if one is not None:
-            assert one.dtype == other.dtype
-            assert error(one, exact) <= 2 * error(other, exact) + 2**-7
+    found, counted = results(model, x)
+    dense = gather(results(twin, x)[0])
+    right = gather(results(copy.deepcopy(twin).double(), x.double(), torch.enable_grad)[0])
+    assert_as_near(found, dense, right)
     if conversions is not None and _native.has_bf16():
         assert dict(counted) == conversions
 
@@ -325,10 +335,7 @@ def test_whatever_stands_between_two_convolutions(between, batch):
 
 
 def test_a_model_with_odd_control_flow():
-    def squares(out):
-        return out.square().mean()
-
-    assert_as_good_as_dense(Odd(), images(29), loss=squares)
+    assert_as_good_as_dense(Odd(), images(29))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -368,18 +375,13 @@ class Mixed(nn.Module):
 
 @pytest.mark.parametrize("batch", [16, 29])
 def test_in_and_out_of_autocast(batch):
-    def plain(t):
-        return (t**3 + t).mean()
-
     model = Mixed()
     twin, gather = masked(model)
     x = images(batch)
-    found, counted = results(model, x, torch.enable_grad, plain)
-    dense = gather(results(twin, x, torch.enable_grad, plain)[0])
-    right = gather(results(twin.double(), x.double(), torch.enable_grad, plain)[0])
-    for one, other, exact in zip(found, dense, right, strict=True):
-        assert one.dtype == other.dtype
-        assert error(one, exact) <= 2 * error(other, exact) + 2**-7
+    found, counted = results(model, x, torch.enable_grad)
+    dense = gather(results(twin, x, torch.enable_grad)[0])
+    right = gather(results(twin.double(), x.double(), torch.enable_grad)[0])
+    assert_as_near(found, dense, right)
     if _native.has_bf16():
         # No more than the loss: it is in double precision.
         assert set(counted) <= {"_to_copy.default", "from NCHW"}
@@ -457,6 +459,7 @@ def test_inference_offloading_and_copies():
         torch.testing.assert_close(one, other)
 
 
+@has_bf16
 def test_compiled_parts():
     torch._dynamo.reset()
     model, x = nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4, seed=1)).eval(), images()
