@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from openwork.kernels.window import LANES
+from openwork.resident import native
 from openwork.resident.formula import DTYPES, Formula, Size
 from openwork.resident.tensor import GENERAL, ResidentTensor, content_of, handles, is_resident, wrap
 
@@ -78,5 +79,9 @@ def _over_pixels(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if not is_resident(tensor) or not dims or {d % 4 for d in dims} != {2, 3} or any(v is not None for v in kwargs.values()):
         return NotImplemented
     size = tensor.content.size
-    sums = func(tensor.content.numbers().x, (1, 3)).transpose(1, 2).reshape(-1, size[1])[: size[0]].contiguous()
+    numbers = tensor.content.numbers()
+    if numbers.dtype != torch.float32:
+        # Which PyTorch sums four times as fast.
+        numbers = native.numbers(numbers, dtype=torch.float32)[0]
+    sums = func(numbers.x, (1, 3)).transpose(1, 2).reshape(-1, size[1])[: size[0]].to(tensor.dtype).contiguous()
     return sums[:, :, None, None] if keep else sums
