@@ -176,7 +176,7 @@ def threads() -> int:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
         raise ValueError(f"kernel='cpu' computes in torch.float32 on the cpu; got {tensor.dtype} on {tensor.device}")
     return tensor.contiguous()
 
@@ -197,9 +197,10 @@ def address(tensor: Tensor | None) -> int:
 
 def _check_index(pattern: Pattern) -> None:
     rows, offsets, cols = pattern.rows, pattern.offsets, pattern.cols
-    for name, tensor in (("rows", rows), ("offsets", offsets), ("cols", cols)):
-        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
-            raise ValueError(f"the pattern's {name} must be contiguous int32, got {tensor.dtype}")
+    for tensor in (rows, offsets, cols):
+        if tensor.dtype is not torch.int32 or not tensor.is_cpu or not tensor.is_contiguous():
+            name = "rows" if tensor is rows else "offsets" if tensor is offsets else "cols"
+            raise ValueError(f"the pattern's {name} must be contiguous int32 on the cpu, got {tensor.dtype} on {tensor.device}")
     if offsets.shape[0] != rows.shape[0] + 1:
         raise ValueError(f"the pattern has {offsets.shape[0]} offsets; its {rows.shape[0]} groups need {rows.shape[0] + 1}")
 
@@ -207,9 +208,10 @@ def _check_index(pattern: Pattern) -> None:
 def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
     """A sparse matrix as the native module takes it."""
     _check_index(pattern)
+    rows, cols = pattern.rows, pattern.cols
     return (
-        address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
-        *pattern.shape, *pattern.rows.shape, pattern.cols.shape[0],
+        address(values), 0, rows.data_ptr(), pattern.offsets.data_ptr(), cols.data_ptr(),
+        *pattern.shape, *rows.shape, cols.shape[0],
     )  # fmt: skip
 
 
