@@ -5,13 +5,14 @@
 
 namespace openwork {
 
-constexpr int64_t kSegmentColumns = 88;      // times 128 samples: 44 KB
-constexpr int64_t kWidestSegment = 8 * 88;   // times 16 samples
+constexpr int64_t kSegmentColumns = 88;                   // times 128 samples: 44 KB
+constexpr int64_t kWidestSegment = 6 * kSegmentColumns;
 
-// Columns in a window for so many samples: the fewer, the more of them fit L1, and the fewer ends of rows are mispredicted.
+// Columns in a window for so many samples.  The fewer samples, the less there is to do until a row ends in a window, which is mispredicted:
+// beyond a point longer rows are worth more than inputs that all fit L1.
 inline int64_t segment_width(int64_t batch) {
     const int64_t units = (batch + kBatchLanes - 1) / kBatchLanes;
-    return units > 4 ? kSegmentColumns : units > 2 ? 2 * kSegmentColumns : units > 1 ? 4 * kSegmentColumns : kWidestSegment;
+    return units > 7 ? kSegmentColumns : units > 4 ? 2 * kSegmentColumns : units > 2 ? 4 * kSegmentColumns : kWidestSegment;
 }
 
 inline int64_t segment_windows(int64_t n_columns, int64_t width) { return (n_columns + width - 1) / width; }

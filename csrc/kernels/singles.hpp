@@ -23,6 +23,7 @@ struct Singles {
 template <int V, bool Sorted>
 OW_INLINE void add_singles(const Singles& a, const float* window, bool first, const float* bias, float* out) {
     constexpr int64_t kStride = V * kLanes;
+    constexpr int kSums = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // an addition takes four cycles, two begin in each
     for (int64_t r = 0; r < a.rows; ++r, out += kStride) {
         Vec acc[V];
         if (first) {
@@ -32,11 +33,32 @@ OW_INLINE void add_singles(const Singles& a, const float* window, bool first, co
             OW_UNROLL
             for (int v = 0; v < V; ++v) acc[v] = load(out + v * kLanes);
         }
-        for (int64_t k = a.offsets[r], end = a.offsets[r + 1]; k < end; ++k) {
-            const float* x = window + a.columns[k] * kStride;
-            const Vec value = broadcast(a.values[Sorted ? k : a.order[k]]);
+        int64_t k = a.offsets[r];
+        const int64_t end = a.offsets[r + 1];
+        const auto value = [&a](int64_t k) { return broadcast(a.values[Sorted ? k : a.order[k]]); };
+        const auto inputs = [&a, window](int64_t k) { return window + a.columns[k] * kStride; };
+        if constexpr (kSums > 1) {
+            Vec sum[kSums][V] = {};
+            for (; k + kSums <= end; k += kSums) {
+                OW_UNROLL
+                for (int i = 0; i < kSums; ++i) {
+                    const Vec one = value(k + i);
+                    const float* x = inputs(k + i);
+                    OW_UNROLL
+                    for (int v = 0; v < V; ++v) sum[i][v] += one * load(x + v * kLanes);
+                }
+            }
             OW_UNROLL
-            for (int v = 0; v < V; ++v) acc[v] += value * load(x + v * kLanes);
+            for (int i = 0; i < kSums; ++i) {
+                OW_UNROLL
+                for (int v = 0; v < V; ++v) acc[v] += sum[i][v];
+            }
+        }
+        for (; k < end; ++k) {
+            const Vec one = value(k);
+            const float* x = inputs(k);
+            OW_UNROLL
+            for (int v = 0; v < V; ++v) acc[v] += one * load(x + v * kLanes);
         }
         OW_UNROLL
         for (int v = 0; v < V; ++v) store(out + v * kLanes, acc[v]);
