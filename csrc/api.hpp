@@ -22,6 +22,7 @@ struct Segments {
     const int32_t* offsets;    // [windows * n_rows + 1]
     const uint16_t* columns;   // [stored]
     int64_t n_rows, n_columns, stored;
+    int64_t width;             // columns in a window
 };
 
 using BFloat16 = uint16_t;  // its bits: the upper half of a float's

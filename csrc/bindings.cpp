@@ -41,11 +41,12 @@ struct Weights {
     }
 };
 
-using Cutting = std::array<Address, 7>;  // values, order, offsets, columns; rows, columns, non-zeros
+using Cutting = std::array<Address, 8>;  // values, order, offsets, columns; rows, columns, non-zeros; columns in a window
 
 Segments segments(const Cutting& p) {
+    if (p[7] < 1 || p[7] > kWidestSegment) throw nb::value_error("a window has too many columns");
     return {at<const float>(p[0]), at<const int32_t>(p[1]), at<const int32_t>(p[2]), at<const uint16_t>(p[3]), static_cast<int64_t>(p[4]),
-            static_cast<int64_t>(p[5]), static_cast<int64_t>(p[6])};
+            static_cast<int64_t>(p[5]), static_cast<int64_t>(p[6]), static_cast<int64_t>(p[7])};
 }
 
 Image image(int64_t batch, int64_t h, int64_t w, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw) {
@@ -179,7 +180,7 @@ NB_MODULE(_native, m) {
             return kernels().linear_backward(matrix, at<const float>(g), at<const float>(x), at<float>(dx), at<float>(dw_out), batch, team(threads));
         }));
     });
-    m.attr("SEGMENT_COLUMNS") = kSegmentColumns;
+    m.def("segment_width", &segment_width);
     m.def("segments_forward", [](Address x, Address y, Address bias, int64_t batch, const Cutting& cutting, int threads) {
         const Segments matrix = segments(cutting);
         check(unlocked([&] {
@@ -194,8 +195,9 @@ NB_MODULE(_native, m) {
                                                batch, team(threads));
         }));
     });
-    m.def("cut", [](Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS, int threads) {
-        check(cut(STORED, at<int32_t>(to_offsets), at<uint16_t>(to_columns), at<int32_t>(to_order), team(threads)));
+    m.def("cut", [](int64_t width, Address to_offsets, Address to_columns, Address to_order, STORED_PARAMETERS, int threads) {
+        if (width < 1 || width > kWidestSegment) throw nb::value_error("a window has too many columns");
+        check(cut(STORED, width, at<int32_t>(to_offsets), at<uint16_t>(to_columns), at<int32_t>(to_order), team(threads)));
     });
     m.def("has_bf16", [] { return kernels().linear_forward_bf16 != nullptr && kernels().linear_backward_bf16 != nullptr; });
     m.def("linear_forward_bf16", [](Address x, Address y, Address bias, int64_t batch, STORED_PARAMETERS, int threads) {

@@ -10,9 +10,9 @@ constexpr int64_t kShared = 16384;  // non-zeros from which on threads share the
 
 }  // namespace
 
-Failure cut(const Stored& m, int32_t* offsets, uint16_t* columns, int32_t* order, int threads) {
+Failure cut(const Stored& m, int64_t width, int32_t* offsets, uint16_t* columns, int32_t* order, int threads) {
     if (m.height != 1) return "only a pattern of height 1 can be cut into windows of columns";
-    const int64_t ends = segment_windows(m.n_columns) * m.n_rows;
+    const int64_t ends = segment_windows(m.n_columns, width) * m.n_rows;
     if (m.offsets[0] != 0 || m.offsets[m.groups] != m.stored) return "the pattern's offsets do not run from 0 to the number of columns";
     std::vector<bool> seen(static_cast<size_t>(m.n_rows));
     for (int64_t g = 0; g < m.groups; ++g) {
@@ -23,7 +23,7 @@ Failure cut(const Stored& m, int32_t* offsets, uint16_t* columns, int32_t* order
         if (row >= 0) seen[static_cast<size_t>(row)] = true;
     }
     std::memset(offsets, 0, static_cast<size_t>(ends + 1) * sizeof(int32_t));
-    const uint32_t limit = static_cast<uint32_t>(m.n_columns);
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns), divisor = static_cast<uint32_t>(width);
     bool bad = false;
     // A stable counting sort.  Every count is of one row, so that rows can be shared out among threads.
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : bad) if (m.stored > kShared)
@@ -32,7 +32,7 @@ Failure cut(const Stored& m, int32_t* offsets, uint16_t* columns, int32_t* order
         for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
             const uint32_t column = static_cast<uint32_t>(m.columns[k]);
             bad = bad || column >= limit;
-            if (column < limit) ++counts[column / kSegmentColumns * m.n_rows];
+            if (column < limit) ++counts[column / divisor * m.n_rows];
         }
     }
     if (bad) return "the pattern's columns are out of range";
@@ -43,8 +43,8 @@ Failure cut(const Stored& m, int32_t* offsets, uint16_t* columns, int32_t* order
         int32_t* cursors = offsets + (m.rows == nullptr ? g : m.rows[g]);
         for (int32_t k = m.offsets[g]; k < m.offsets[g + 1]; ++k) {
             const uint32_t column = static_cast<uint32_t>(m.columns[k]);
-            const int32_t to = cursors[column / kSegmentColumns * m.n_rows]++;
-            columns[to] = static_cast<uint16_t>(column % kSegmentColumns);
+            const int32_t to = cursors[column / divisor * m.n_rows]++;
+            columns[to] = static_cast<uint16_t>(column % divisor);
             order[to] = m.order == nullptr ? k : m.order[k];
         }
     }

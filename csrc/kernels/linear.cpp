@@ -32,11 +32,13 @@ void product_with(const Ahead& ahead, const Lowered& a, int64_t g0, int64_t g1, 
 Failure linear_forward(const Stored& m, const float* x, const float* bias, float* y, int64_t batch, int threads) {
     const int64_t inputs = m.n_columns, outputs = m.n_rows;
     if (batch == 0 || outputs == 0) return nullptr;
-    // Every thread has as many units of 16 samples to itself; those left over they share, each taking some of the row groups.
+    // Every thread has as many units of 16 samples to itself; those left over they share, each taking some of the row groups.  A unit alone
+    // would leave registers empty, and every thread would read all weights for it: then they share all of them.
     const int64_t rest = few_samples(m, batch), whole = batch - rest;
-    const int64_t units = (whole + kBatchLanes - 1) / kBatchLanes, own = units / threads * kBatchLanes;
+    const int64_t units = (whole + kBatchLanes - 1) / kBatchLanes;
+    const int64_t own = units / threads > 1 ? units / threads * kBatchLanes : 0;
     const int64_t first_shared = least(whole, own * threads);
-    const int64_t width = most(kBatchLanes, least(kPanel, own)), stride = odd_lines(width);
+    const int64_t width = most(kBatchLanes, least(kPanel, own > 0 ? own : units * kBatchLanes)), stride = odd_lines(width);
     Scratch scratch(lowered_bytes(m) + (inputs + outputs) * 4 + (threads * inputs + (threads + 1) * outputs) * stride * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};

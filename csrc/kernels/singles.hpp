@@ -10,17 +10,20 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
 // The non-zeros of rows [0, rows) in a window: row r's are [offsets[r], offsets[r + 1]), their columns counted from the window's first.
+// Non-zero k's value is values[k], or, where the values are not Sorted, values[order[k]].
 struct Singles {
     const int32_t* offsets;
     const uint16_t* columns;
-    const float* values;
+    const int32_t* order;
+    float* values;
     int64_t rows;
 };
 
 // out[row] += values . window, or what is given in `bias` (null: 0) instead of out where this is the first window.
-template <int V>
+template <int V, bool Sorted>
 OW_INLINE void add_singles(const Singles& a, const float* window, bool first, const float* bias, float* out) {
     constexpr int64_t kStride = V * kLanes;
+    constexpr int kSums = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // an addition takes four cycles, two begin in each
     for (int64_t r = 0; r < a.rows; ++r, out += kStride) {
         Vec acc[V];
         if (first) {
@@ -30,11 +33,32 @@ OW_INLINE void add_singles(const Singles& a, const float* window, bool first, co
             OW_UNROLL
             for (int v = 0; v < V; ++v) acc[v] = load(out + v * kLanes);
         }
-        for (int64_t k = a.offsets[r], end = a.offsets[r + 1]; k < end; ++k) {
-            const float* x = window + a.columns[k] * kStride;
-            const Vec value = broadcast(a.values[k]);
+        int64_t k = a.offsets[r];
+        const int64_t end = a.offsets[r + 1];
+        const auto value = [&a](int64_t k) { return broadcast(a.values[Sorted ? k : a.order[k]]); };
+        const auto inputs = [&a, window](int64_t k) { return window + a.columns[k] * kStride; };
+        if constexpr (kSums > 1) {
+            Vec sum[kSums][V] = {};
+            for (; k + kSums <= end; k += kSums) {
+                OW_UNROLL
+                for (int i = 0; i < kSums; ++i) {
+                    const Vec one = value(k + i);
+                    const float* x = inputs(k + i);
+                    OW_UNROLL
+                    for (int v = 0; v < V; ++v) sum[i][v] += one * load(x + v * kLanes);
+                }
+            }
             OW_UNROLL
-            for (int v = 0; v < V; ++v) acc[v] += value * load(x + v * kLanes);
+            for (int i = 0; i < kSums; ++i) {
+                OW_UNROLL
+                for (int v = 0; v < V; ++v) acc[v] += sum[i][v];
+            }
+        }
+        for (; k < end; ++k) {
+            const Vec one = value(k);
+            const float* x = inputs(k);
+            OW_UNROLL
+            for (int v = 0; v < V; ++v) acc[v] += one * load(x + v * kLanes);
         }
         OW_UNROLL
         for (int v = 0; v < V; ++v) store(out + v * kLanes, acc[v]);
@@ -43,27 +67,34 @@ OW_INLINE void add_singles(const Singles& a, const float* window, bool first, co
 
 constexpr int64_t kWaiting = 64;  // partial sums that are added up across their lanes together
 
-// Adds `count` partial sums, each a vector, across their lanes to total[0 .. count), or sets it where this is the first panel.
-OW_INLINE void add_up(const float* partial, int64_t count, bool first, float* total) {
-    int64_t k = 0;
-    Vec v[kLanes];
-    for (; k + kLanes <= count; k += kLanes) {
+// Adds `count` partial sums, each a vector, across their lanes to the values of the non-zeros from k on, or sets those where this is the
+// first panel.
+template <bool Sorted>
+OW_INLINE void add_up(const Singles& a, int64_t k, const float* partial, int64_t count, bool first) {
+    for (int64_t done = 0; done < count; done += kLanes, k += kLanes, partial += kLanes * kLanes) {
+        const int64_t here = least<int64_t>(kLanes, count - done);
+        Vec v[kLanes];
         OW_UNROLL
-        for (int i = 0; i < kLanes; ++i) v[i] = load(partial + (k + i) * kLanes);
+        for (int i = 0; i < kLanes; ++i) v[i] = i < here ? load(partial + i * kLanes) : Vec{};
         const Vec sum = sums(v);
-        store(total + k, first ? sum : load(total + k) + sum);
+        if (Sorted && here == kLanes) {
+            store(a.values + k, first ? sum : load(a.values + k) + sum);
+            continue;
+        }
+        float* const to = a.values;
+        float each[kLanes];
+        store(each, sum);
+        for (int64_t i = 0; i < here; ++i) {
+            const int64_t at = Sorted ? k + i : a.order[k + i];
+            to[at] = first ? each[i] : to[at] + each[i];
+        }
     }
-    if (k == count) return;
-    OW_UNROLL
-    for (int i = 0; i < kLanes; ++i) v[i] = k + i < count ? load(partial + (k + i) * kLanes) : Vec{};
-    const Vec sum = sums(v);
-    for (int i = 0; k + i < count; ++i) total[k + i] = first ? sum[i] : total[k + i] + sum[i];
 }
 
-// total[k] += g[row] . window[column k] over the samples of a panel, or = in the first.  `partial` is scratch for kWaiting partial sums and
-// a row's more.
-template <int V>
-OW_INLINE void dot_singles(const Singles& a, const float* window, const float* g, bool first, float* partial, float* total) {
+// The value of k += g[row] . window[column k] over the samples of a panel, or = in the first.  `partial` is scratch for kWaiting partial sums
+// and a row's more.
+template <int V, bool Sorted>
+OW_INLINE void dot_singles(const Singles& a, const float* window, const float* g, bool first, float* partial) {
     constexpr int64_t kStride = V * kLanes;
     int64_t done = a.offsets[0], waiting = 0;
     for (int64_t r = 0; r < a.rows; ++r, g += kStride) {
@@ -79,13 +110,13 @@ OW_INLINE void dot_singles(const Singles& a, const float* window, const float* g
         }
         if (waiting >= kWaiting) {
             const int64_t whole = waiting / kLanes * kLanes;
-            add_up(partial, whole, first, total + done);
+            add_up<Sorted>(a, done, partial, whole, first);
             for (int64_t i = 0; i < waiting - whole; ++i) store(partial + i * kLanes, load(partial + (whole + i) * kLanes));
             done += whole;
             waiting -= whole;
         }
     }
-    add_up(partial, waiting, first, total + done);
+    add_up<Sorted>(a, done, partial, waiting, first);
 }
 
 }  // namespace OPENWORK_ISA_NAMESPACE

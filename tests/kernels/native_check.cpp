@@ -94,14 +94,15 @@ void right(const char* what, Failure wrong) {
 struct Cut {
     std::vector<int32_t> offsets, order;
     std::vector<uint16_t> columns;
-    int64_t n_rows, n_columns;
+    int64_t n_rows, n_columns, width;
 
-    Cut(const Stored& m, int threads)
-        : offsets(segment_windows(m.n_columns) * m.n_rows + 1), order(m.stored), columns(m.stored), n_rows(m.n_rows), n_columns(m.n_columns) {
-        right("cut", cut(m, offsets.data(), columns.data(), order.data(), threads));
+    Cut(const Stored& m, int64_t batch, int threads)
+        : order(m.stored), columns(m.stored), n_rows(m.n_rows), n_columns(m.n_columns), width(segment_width(batch)) {
+        offsets.resize(segment_windows(n_columns, width) * n_rows + 1);
+        right("cut", cut(m, width, offsets.data(), columns.data(), order.data(), threads));
     }
     Segments view(const Matrix& m) const {
-        return {m.values.data(), order.data(), offsets.data(), columns.data(), n_rows, n_columns, m.stored()};
+        return {m.values.data(), order.data(), offsets.data(), columns.data(), n_rows, n_columns, m.stored(), width};
     }
 };
 
@@ -124,10 +125,11 @@ void check_linear(const Matrix& m, int64_t batch, int threads) {
     same("linear dx", m, batch, dx, exact_dx);
     same("linear dw", m, batch, dw, exact_dw);
     if (m.height > 1) return;
-    const Cut cut_matrix(m.view(), threads);
+    const Cut cut_matrix(m.view(), batch, threads);
     std::vector<int32_t> offsets(m.n_columns + 1), columns(m.columns), order(m.columns);
     right("transpose", transpose(m.view(), 1, offsets.data(), columns.data(), order.data(), threads));
-    const Cut turned({m.values.data(), order.data(), nullptr, offsets.data(), columns.data(), m.n_columns, m.n_rows, m.n_columns, 1, m.stored()}, threads);
+    const Cut turned({m.values.data(), order.data(), nullptr, offsets.data(), columns.data(), m.n_columns, m.n_rows, m.n_columns, 1, m.stored()},
+                     batch, threads);
     right("segments_forward", kernels.segments_forward(cut_matrix.view(m), x.data(), bias.data(), y.data(), batch, threads));
     right("segments_backward", kernels.segments_backward(cut_matrix.view(m), turned.view(m), g.data(), x.data(), dx.data(), dw.data(), batch, threads));
     same("linear y in windows", m, batch, y, exact_y);

@@ -122,7 +122,7 @@ def test_what_crosses_for_cut_layers_is_checked_too(turned):
     """The kernel trusts no copy of its own either."""
     pattern = random_pattern(200, 380, 1, 0.3)
     values, x = random_values(pattern), torch.randn(4, 380)
-    index = cpu._windows(pattern, turned)
+    _, index = cpu._windows(pattern, len(x), turned=turned)
     for i, (place, value) in enumerate([(3, 10**9), (3, 380), (3, len(pattern.cols))]):
         kept = index[i].clone()
         index[i][place] = value

@@ -126,7 +126,8 @@ def choose(device: torch.device | str, dtype: torch.dtype, requested: str | None
     Raises:
         ValueError: ``requested`` is unknown, does not load, or does not support this device and dtype.
     """
-    device = torch.device(device)
+    if not isinstance(device, torch.device):
+        device = torch.device(device)
     if requested is not None and requested != "auto":
         if requested not in (*MODULES, *(backend for _, backend in _table)):
             raise ValueError(f"kernel={requested!r} must be one of {', '.join(MODULES)}, auto")
@@ -134,8 +135,8 @@ def choose(device: torch.device | str, dtype: torch.dtype, requested: str | None
         if not supports(requested, device, dtype):
             raise ValueError(f"kernel={requested!r} computes in torch.float32 on the {requested}; got {dtype} on {device.type}")
         return requested
-    for backend in available():
-        if backend != "reference" and supports(backend, device, dtype):
+    for backend in MODULES:
+        if backend != "reference" and supports(backend, device, dtype) and _loads(backend):
             return backend
     if (device.type, dtype) not in _warned:
         _warned.add((device.type, dtype))

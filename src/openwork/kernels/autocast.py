@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import Kernel, lookup, offers
-from openwork.kernels.operator import cast, check, direct, eager
+from openwork.kernels.operator import cast, check, direct, eager, fits
 from openwork.pattern import Pattern
 
 
@@ -47,6 +47,8 @@ def checked(
     op: str, kernel: str, pattern: Pattern, activations: dict[str, Tensor | None], weights: dict[str, Tensor | None]
 ) -> Kernel:
     """The function that computes, once dtypes, devices and sizes are known to fit."""
+    if fits(pattern, weights["values"], weights.get("bias"), *activations.values()):
+        return lookup(op, kernel)
     if not narrow(op, kernel, *activations.values()):
         check(pattern, **activations, **weights)
         return lookup(op, kernel)

@@ -22,7 +22,8 @@ from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 
 _Index = tuple[Tensor, Tensor, Tensor]
-_NONE = (0,) * 7
+_Windows = tuple[int, _Index]
+_NONE = (*(0,) * 7, 1)
 _transposed = WeakTensorKeyDictionary()
 _transposed_lock = threading.Lock()
 _cut = WeakTensorKeyDictionary()
@@ -53,11 +54,13 @@ def linear_backward(
     dx = None if values is None else g.new_empty(g.shape[0], pattern.shape[1])
     dvalues = None if x is None else g.new_empty(pattern.value_shape)
     if pattern.height == 1:
-        weight = _NONE if x is None else _cutting(pattern, None, turned=False)
-        transposed = _NONE if values is None else _cutting(pattern, values, turned=True)
+        batch = g.shape[0]
+        weight = None if x is None else _windows(pattern, batch, turned=False)
+        transposed = None if values is None else _windows(pattern, batch, turned=True)
         native.segments_backward(
-            g.data_ptr(), address(x), address(dx), address(dvalues), g.shape[0], weight, transposed, threads()
-        )
+            g.data_ptr(), address(x), address(dx), address(dvalues), batch, _cutting(weight, pattern, None, turned=False),
+            _cutting(transposed, pattern, values, turned=True), threads(),
+        )  # fmt: skip
     else:
         native.linear_backward(
             g.data_ptr(), address(x), address(dx), address(dvalues), g.shape[0], *stored(pattern, values), threads()
@@ -67,36 +70,44 @@ def linear_backward(
 
 def _segments_forward(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, y: Tensor, *, turned: bool) -> None:
     """``linear`` with a pattern of height 1, or with its transposition, cut into windows of columns whose inputs fit L1."""
-    cutting = _cutting(pattern, values, turned=turned)
+    windows = _windows(pattern, x.shape[0], turned=turned)
+    cutting = _cutting(windows, pattern, values, turned=turned)
     native.segments_forward(x.data_ptr(), y.data_ptr(), address(bias), x.shape[0], cutting, threads())
 
 
-def _cutting(pattern: Pattern, values: Tensor | None, *, turned: bool) -> tuple[int, ...]:
+def _cutting(windows: _Windows | None, pattern: Pattern, values: Tensor | None, *, turned: bool) -> tuple[int, ...]:
     """A pattern of height 1 in windows of columns, or its transposition, as the native module takes it."""
-    offsets, cols, order = _windows(pattern, turned)
+    if windows is None:
+        return _NONE
+    width, (offsets, cols, order) = windows
     rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
-    return address(values), order.data_ptr(), offsets.data_ptr(), cols.data_ptr(), rows, inputs, len(order)
+    return address(values), order.data_ptr(), offsets.data_ptr(), cols.data_ptr(), rows, inputs, order.shape[0], width
 
 
-def _windows(pattern: Pattern, turned: bool) -> _Index:
-    # Kept like the transposition.
+def _windows(pattern: Pattern, batch: int, *, turned: bool) -> _Windows:
+    # Kept like the transposition, for the batch used last and for one of another size, such as the last of an epoch.
+    # Whoever uses them holds them meanwhile: another thread may need a third.
+    width = native.segment_width(batch)
     key = (pattern.cols._version, pattern.offsets._version, pattern.rows._version)
     with _transposed_lock:
-        known: dict[bool, tuple[tuple[int, ...], _Index]] = _cut.setdefault(pattern.cols, {})
-        found = known.get(turned)
+        known: dict[tuple[bool, int], tuple[tuple[int, ...], _Index]] = _cut.setdefault(pattern.cols, {})
+        found = known.get((turned, width))
     if found is not None and found[0] == key:
-        return found[1]
+        return width, found[1]
     rows, inputs = (pattern.shape[1], pattern.shape[0]) if turned else pattern.shape
     whole: tuple[int, ...] = stored(pattern, None)
     if turned:
         offsets, cols, order = _transpose(pattern, 1)
         whole = (0, order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), rows, inputs, rows, 1, len(cols))
-    cut_offsets = torch.empty(-(-inputs // native.SEGMENT_COLUMNS) * rows + 1, dtype=torch.int32)
+    cut_offsets = torch.empty(-(-inputs // width) * rows + 1, dtype=torch.int32)
     index = cut_offsets, torch.empty(len(pattern.cols), dtype=torch.int16), torch.empty_like(pattern.cols)
-    native.cut(*(part.data_ptr() for part in index), *whole, threads())
+    native.cut(width, *(part.data_ptr() for part in index), *whole, threads())
     with _transposed_lock:
-        known[turned] = (key, index)
-    return index
+        others = [other for other in known if other[0] == turned and other[1] != width]
+        for other in others[:-1]:
+            known.pop(other, None)
+        known[turned, width] = (key, index)
+    return width, index
 
 
 @register("conv2d", "cpu")
@@ -180,7 +191,7 @@ def threads() -> int:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
         raise ValueError(f"kernel='cpu' computes in torch.float32 on the cpu; got {tensor.dtype} on {tensor.device}")
     return tensor.contiguous()
 
@@ -201,9 +212,10 @@ def address(tensor: Tensor | None) -> int:
 
 def _check_index(pattern: Pattern) -> None:
     rows, offsets, cols = pattern.rows, pattern.offsets, pattern.cols
-    for name, tensor in (("rows", rows), ("offsets", offsets), ("cols", cols)):
-        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
-            raise ValueError(f"the pattern's {name} must be contiguous int32, got {tensor.dtype}")
+    for tensor in (rows, offsets, cols):
+        if tensor.dtype is not torch.int32 or not tensor.is_cpu or not tensor.is_contiguous():
+            name = "rows" if tensor is rows else "offsets" if tensor is offsets else "cols"
+            raise ValueError(f"the pattern's {name} must be contiguous int32 on the cpu, got {tensor.dtype} on {tensor.device}")
     if offsets.shape[0] != rows.shape[0] + 1:
         raise ValueError(f"the pattern has {offsets.shape[0]} offsets; its {rows.shape[0]} groups need {rows.shape[0] + 1}")
 
@@ -211,9 +223,10 @@ def _check_index(pattern: Pattern) -> None:
 def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
     """A sparse matrix as the native module takes it."""
     _check_index(pattern)
+    rows, cols = pattern.rows, pattern.cols
     return (
-        address(values), 0, pattern.rows.data_ptr(), pattern.offsets.data_ptr(), pattern.cols.data_ptr(),
-        *pattern.shape, *pattern.rows.shape, pattern.cols.shape[0],
+        address(values), 0, rows.data_ptr(), pattern.offsets.data_ptr(), cols.data_ptr(),
+        *pattern.shape, *rows.shape, cols.shape[0],
     )  # fmt: skip
 
 

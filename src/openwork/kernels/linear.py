@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels.autocast import backward_under, check_uniform, checked, direct_backward, forward_under, narrow, narrows
-from openwork.kernels.operator import PATTERN, asked, check_batch, check_matrix, define, eager, filled, parts, save
+from openwork.kernels.operator import PATTERN, asked, check_batch, check_matrix, define, eager, filled, keep, parts
 from openwork.pattern import Pattern
 
 
@@ -29,14 +29,13 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
         ValueError: a shape, dtype or device does not fit, or the backend does not know them.
     """
     check_uniform(pattern, x, values=values, bias=bias)
-    arguments = (x, values, bias, *parts(pattern), kernel)
     out: Tensor
-    if eager(x):
-        out = _Linear.apply(*arguments)
+    if eager(x) and not torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, though not exported
+        out = _Linear.apply(x, values, bias, pattern, kernel)
     elif narrows("linear", kernel, x, values, bias):
-        out = _Linear.apply(x.to(torch.bfloat16), *arguments[1:])
+        out = _Linear.apply(x.to(torch.bfloat16), values, bias, pattern, kernel)
     else:
-        out = torch.ops.openwork.linear(*arguments)
+        out = torch.ops.openwork.linear(x, values, bias, *parts(pattern), kernel)
     return out
 
 
@@ -60,9 +59,12 @@ def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None,
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int], kernel: str,
 ) -> Tensor:  # fmt: skip
-    pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
+    return _product(x, values, bias, Pattern((shape[0], shape[1]), rows, offsets, cols), kernel)
+
+
+def _product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, kernel: str) -> Tensor:
     compute = checked("linear", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
-    check_matrix("x", x, shape[1])
+    check_matrix("x", x, pattern.shape[1])
     out: Tensor = compute(x, values, pattern, bias)
     return out
 
@@ -71,13 +73,19 @@ def _linear_backward(
     g: Tensor, x: Tensor | None, values: Tensor | None,
     rows: Tensor, offsets: Tensor, cols: Tensor, shape: list[int], kernel: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    pattern = Pattern((shape[0], shape[1]), rows, offsets, cols)
+    return filled(g, *_gradients(g, x, values, Pattern((shape[0], shape[1]), rows, offsets, cols), kernel))
+
+
+def _gradients(
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, kernel: str
+) -> tuple[Tensor | None, Tensor | None]:
     compute = checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
-    check_matrix("g", g, shape[0])
+    check_matrix("g", g, pattern.shape[0])
     if x is not None:
-        check_matrix("x", x, shape[1])
+        check_matrix("x", x, pattern.shape[1])
     check_batch(x, g)
-    return filled(g, *compute(g, x, values, pattern))
+    both: tuple[Tensor | None, Tensor | None] = compute(g, x, values, pattern)
+    return both
 
 
 def _linear_fake(x: Tensor, values: Tensor, bias: Any, rows: Any, offsets: Any, cols: Any, shape: Any, kernel: str) -> Tensor:
@@ -97,9 +105,11 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, values, *index = ctx.saved_tensors
     dx = dvalues = dbias = None
     if x is not None or values is not None:
-        backward: Any = _linear_backward if direct_backward(g) else torch.ops.openwork.linear_backward
-        both = backward(g, x, values, *index, ctx.shape, *ctx.rest)
-        dx, dvalues = asked(both, values, x)
+        if direct_backward(g):
+            dx, dvalues = _gradients(g, x, values, Pattern(ctx.shape, *index), *ctx.rest)
+        else:
+            both = torch.ops.openwork.linear_backward(g, x, values, *index, ctx.shape, *ctx.rest)
+            dx, dvalues = asked(both, values, x)
     if ctx.needs_input_grad[2]:
         dbias = g.sum(0)
     return dx, dvalues, dbias, None, None, None, None, None
@@ -117,12 +127,15 @@ def _linear_backward_autocast(*inputs: Any) -> tuple[Tensor, Tensor]:
 # for a small layer that alone takes longer than its products.
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _linear(*inputs)
-        save(ctx, inputs, output)
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, kernel: str) -> Tensor:
+        output = _product(x, values, bias, pattern, kernel)
+        keep(ctx, x, values, pattern.rows, pattern.offsets, pattern.cols)
+        ctx.shape, ctx.rest = pattern.shape, (kernel,)
         return output
 
-    backward = staticmethod(_linear_gradient)
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return *_linear_gradient(ctx, g)[:3], None, None
 
 
 define(

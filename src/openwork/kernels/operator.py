@@ -18,6 +18,7 @@ from openwork.pattern import Pattern
 
 PATTERN = "Tensor rows, Tensor offsets, Tensor cols, int[2] shape"
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _library = torch.library.Library("openwork", "DEF")
 
 
@@ -59,12 +60,7 @@ def _refuse_second_derivative(ctx: Any, *gradients: Any) -> None:
 
 def direct(tensor: Tensor) -> bool:
     """Whether a tensor is a plain one on the CPU that no compiler or dispatch mode watches."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not is_in_torch_dispatch_mode()
-    )
+    return type(tensor) in _PLAIN and tensor.is_cpu and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode()
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -78,15 +74,19 @@ def eager(tensor: Tensor) -> bool:
     Then the kernels are called by an ``autograd.Function`` with the same formulas; the dispatcher's way through Python twice
     costs a small layer as much time as its arithmetic.
     """
-    return type(tensor) in (Tensor, torch.nn.Parameter) and unwatched(tensor.device)
+    return type(tensor) in _PLAIN and _unwatched("cpu" if tensor.is_cpu else tensor.device.type)
 
 
 def unwatched(device: torch.device) -> bool:
     """Whether no compiler, autocast or dispatch mode watches what is computed there."""
+    return _unwatched(device.type)
+
+
+def _unwatched(device_type: str) -> bool:
     return (
-        device.type in ("cpu", "cuda")
+        device_type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(device.type)
+        and not torch.is_autocast_enabled(device_type)
         and not is_in_torch_dispatch_mode()
     )
 
@@ -94,6 +94,19 @@ def unwatched(device: torch.device) -> bool:
 def parts(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
     """A pattern as an operator takes it."""
     return pattern.rows, pattern.offsets, pattern.cols, pattern.shape
+
+
+def fits(pattern: Pattern, values: Tensor | None, bias: Tensor | None, *activations: Tensor | None) -> bool:
+    """Whether :func:`check` would find nothing, where all is float32 on the CPU; a small layer is called often."""
+    cols = pattern.cols
+    for tensor in (values, bias, *activations):
+        if tensor is not None and (tensor.dtype is not torch.float32 or not tensor.is_cpu):
+            return False
+    return (
+        cols.is_cpu
+        and (values is None or values.shape == (cols.shape[0], pattern.rows.shape[1]))
+        and (bias is None or bias.shape == pattern.shape[:1])
+    )
 
 
 def check(pattern: Pattern, **tensors: Tensor | None) -> None:
@@ -114,7 +127,8 @@ def check(pattern: Pattern, **tensors: Tensor | None) -> None:
 
 def check_matrix(name: str, matrix: Tensor, columns: int) -> None:
     """Raise ``ValueError`` unless it is ``[batch, columns]``."""
-    if matrix.dim() != 2 or matrix.shape[1] != columns:
+    shape = matrix.shape
+    if len(shape) != 2 or shape[1] != columns:
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}; this layer takes [batch, {columns}]")
 
 
@@ -132,10 +146,14 @@ def filled(g: Tensor, dx: Tensor | None, dvalues: Tensor | None) -> tuple[Tensor
 def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep what the gradient will read."""
     x, values, _, rows, offsets, cols, shape, *rest = inputs
-    # Gradients that will not be wanted need neither the input nor the values: keep only what backward reads.
-    want_x, want_values = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if want_values else None, values if want_x else None, rows, offsets, cols)
+    keep(ctx, x, values, rows, offsets, cols)
     ctx.shape, ctx.rest, ctx.input_size = shape, rest, tuple(x.shape[2:])
+
+
+def keep(ctx: Any, x: Tensor, values: Tensor, *index: Tensor) -> None:
+    """Save for backward what it reads: gradients that will not be wanted need neither the input nor the values."""
+    wanted = ctx.needs_input_grad
+    ctx.save_for_backward(x if wanted[1] else None, values if wanted[0] else None, *index)
 
 
 def asked(both: tuple[Tensor, Tensor], values: Tensor | None, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -65,7 +65,8 @@ class SparseModule(nn.Module, ABC):
     @property
     def pattern(self) -> Pattern:
         """Which weights exist.  A topology update replaces the tensors, so a pattern once read stays as it is."""
-        return Pattern(self.shape, self.rows, self.offsets, self.cols)
+        index = self._buffers  # ``nn.Module`` would look for each of them in three places
+        return Pattern(self.shape, index["rows"], index["offsets"], index["cols"])  # type: ignore[arg-type]
 
     @property
     def kept_bytes(self) -> int:
@@ -176,17 +177,18 @@ class SparseModule(nn.Module, ABC):
 
     def _computed(self, x: Tensor) -> Tensor:
         """The product; of a master, dense while it has no zeros, and with a gradient for all of it."""
-        if self.master is None or not self.has_master:
-            return self._faster(x)
-        if self.values.numel() >= self.master.numel() and self.pattern.nnz == self.master.numel():
-            return self.dense_product(x, self.master, self.bias)
-        return straight_through(self._faster(x), x, self.master, self)
+        master = self.master
+        if master is None or not master.numel():
+            return self._faster(x, self.values)
+        if self.values.numel() >= master.numel() and self.pattern.nnz == master.numel():
+            return self.dense_product(x, master, self.bias)
+        return straight_through(self._faster(x, self.values.detach()), x, master, self)
 
-    def _faster(self, x: Tensor) -> Tensor:
+    def _faster(self, x: Tensor, active: Tensor) -> Tensor:
         """The product of the active values, in the faster way where ``kernel="auto"`` asks for it."""
         if self.kernel == "auto" and dense_is_faster(self, x):
-            return self.unpacked_product(x, self.active, self.bias)
-        return self.product(x, self.active, self.bias)
+            return self.unpacked_product(x, active, self.bias)
+        return self.product(x, active, self.bias)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,

@@ -60,6 +60,8 @@ class SparseLinear(SparseModule):
         """``[..., in_features]`` to ``[..., out_features]``."""
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features={self.in_features}")
+        if x.dim() == 2:
+            return self._watched(x)
         return self._watched(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
     def product(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
