@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kChunk = 256;          // samples in a window, whose weight gradients are summed by themselves
 constexpr int64_t kTogether = 8;         // windows at once
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
+constexpr int64_t kSums = 2 << 20;       // floats of two windows' weight gradients, which pass by for every panel, if they are to stay in L3
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
 template <typename Op>
@@ -202,7 +203,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         return nullptr;
     }
     const int64_t rest = few_samples(m, batch), whole = batch - rest;
-    const bool outer = dw != nullptr && fills_vectors(m.height);
+    const bool outer = dw != nullptr && fills_vectors(m.height) && weights * (whole > kChunk ? 2 : 1) < kSums;
     const Windows w(whole, threads, outer);
     const int64_t stride = odd_lines(w.step), narrow = odd_lines(least(kPanel, w.step)), of_sum = up(weights, kBatchLanes);
     const int64_t panels = w.together * ((outputs + (dw ? inputs : 0)) * stride + (outer ? of_sum : 0)) +
