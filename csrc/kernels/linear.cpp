@@ -5,6 +5,7 @@
 #include "../scratch.hpp"
 #include "few.hpp"
 #include "linear.hpp"
+#include "outer.hpp"
 #include "panels.hpp"
 #include "tiles.hpp"
 
@@ -14,8 +15,10 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kChunk = 256;          // samples whose gradients are taken together, for each four threads
+constexpr int64_t kChunk = 256;          // samples in a window, whose weight gradients are summed by themselves
+constexpr int64_t kTogether = 8;         // windows at once
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
+constexpr int64_t kSums = 2 << 20;       // floats of two windows' weight gradients, which pass by for every panel, if they are to stay in L3
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
 template <typename Op>
@@ -97,47 +100,88 @@ struct Backward {
     const Lowered* for_dw;
     const float *g, *x;
     float *dx, *dw;
-    int64_t batch, wide, reduction, inputs, outputs, stride, panel_stride;
+    int64_t batch, inputs, outputs, stride, panel_stride;
     const int32_t *g_at, *x_at, *dx_at;
-    int32_t* next;
-    float *g_panel, *x_panel, *dx_panels;
+    bool outer;  // the weight gradient goes panel by panel, not over a whole window
 };
 
-// One thread's share of the `wide` samples from sample `s` on; the whole team runs it together.
-void backward_panel(const Backward& b, int64_t s, int64_t id, int64_t team) {
-    const int64_t samples = least(b.wide, b.batch - s), units = (samples + kBatchLanes - 1) / kBatchLanes;
-    const int64_t first = units * id / team * kBatchLanes, last = least(samples, units * (id + 1) / team * kBatchLanes);
-    if (first < last) {
-        pack_panel(b.g + (s + first) * b.outputs, b.outputs, 0, b.outputs, last - first, b.g_at, b.g_panel + first);
-        if (b.dw != nullptr) pack_panel(b.x + (s + first) * b.inputs, b.inputs, 0, b.inputs, last - first, b.x_at, b.x_panel + first);
+// The samples whose gradients are taken together.  Outer products leave sums of their own for each window: windows are the same whatever
+// the number of threads, and so is the order in which they are added up.  Each thread has one to itself if it can, for fetching what
+// another core has just packed takes longer than packing it.  Dot products add to the sums that there are, and all threads share a
+// window of four units a thread.
+struct Windows {
+    int64_t batch, units, count, together, wide, step;
+    bool outer;
+
+    Windows(int64_t samples, int64_t threads, bool own_sums) : batch(samples), units((samples + kBatchLanes - 1) / kBatchLanes), outer(own_sums) {
+        const int64_t most_samples = outer ? kChunk : (threads + 3) / 4 * kChunk;
+        count = (samples + most_samples - 1) / most_samples;
+        together = outer ? most<int64_t>(1, least(least(threads, count), kTogether)) : 1;
+        wide = count == 0 ? 0 : outer ? up(units, count) / count * kBatchLanes : least(most_samples, units * kBatchLanes);
+        step = outer ? least(wide, (threads + together - 1) / together * kPanel) : wide;
     }
-#pragma omp barrier
-    if (b.dx != nullptr) {
-        float* panel = b.dx_panels + id * b.inputs * b.panel_stride;
-        for (int64_t t = first; t < last; t += kPanel) {
-            const int64_t count = least(kPanel, last - t), ahead = most<int64_t>(0, least(count, b.batch - b.wide - s - t));
-            std::memset(panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
-            product_with<Scatter>({b.g + (s + t + b.wide) * b.outputs, ahead * b.outputs, b.dx + (s + t) * b.inputs, count * b.inputs},
-                                  *b.for_dx, 0, b.for_dx->groups, panel, b.g_panel + t, up(count, kBatchLanes) / kLanes);
-            unpack_panel(panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + (s + t) * b.inputs);
-        }
+    int64_t start(int64_t i) const { return least(batch, outer ? units * i / count * kBatchLanes : i * wide); }
+};
+
+// What one of `size` threads does of some samples of a window, from sample `s` on; they share the packed panels.
+struct Share {
+    int64_t s, samples, rank, size;
+    float *g_panel, *x_panel, *dx_panel, *dw;
+    bool add;
+
+    int64_t units() const { return (samples + kBatchLanes - 1) / kBatchLanes; }
+    int64_t first() const { return units() * rank / size * kBatchLanes; }
+    int64_t last() const { return least(samples, units() * (rank + 1) / size * kBatchLanes); }
+};
+
+OW_INLINE void pack_share(const Share& own, const float* from, int64_t features, const int32_t* at, float* panel) {
+    const int64_t first = own.first(), count = own.last() - first;
+    if (count > 0) pack_panel(from + (own.s + first) * features, features, 0, features, count, at, panel + first);
+}
+
+void input_gradient(const Backward& b, const Share& own) {
+    const int64_t last = own.last();
+    for (int64_t t = own.first(); t < last; t += kPanel) {
+        const int64_t count = least(kPanel, last - t), s = own.s + t;
+        std::memset(own.dx_panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
+        product_with<Scatter>({nullptr, 0, b.dx + s * b.inputs, count * b.inputs}, *b.for_dx, 0, b.for_dx->groups, own.dx_panel,
+                              own.g_panel + t, up(count, kBatchLanes) / kLanes);
+        unpack_panel(own.dx_panel, b.inputs, 0, b.inputs, count, b.dx_at, b.dx + s * b.inputs);
     }
-    // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether; where few
-    // had any, the others take all of it.
+}
+
+// Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether; where few had
+// any, the others take all of it.
+void weight_gradient(const Backward& b, const Share& own, int32_t* next) {
+    const int64_t units = own.units(), size = own.size;
     const auto boundary = [&](int64_t i) {
-        const int64_t had = units * i / team;
+        const int64_t had = units * i / size;
         if (b.dx == nullptr) return units * i;
-        return 2 * units < team ? units * team * (i - had) / (team - units) : 2 * units * i - had * team;
+        return 2 * units < size ? units * size * (i - had) / (size - units) : 2 * units * i - had * size;
     };
-    for (int64_t t = 0; t < samples && b.dw != nullptr; t += b.reduction) {
-        const Lowered& a = *b.for_dw;
-        const int64_t from = share(a, boundary(id), units * team), to = share(a, boundary(id + 1), units * team);
-        const int64_t count = least(b.reduction, samples - t);
-        const int64_t window = kWindow / up(count, kBatchLanes) * b.stride;
-        dots_in_windows(a, from, to, b.inputs * b.stride, window, b.x_panel + t, b.g_panel + t,
-                        {1, 0, 0, up(count, kBatchLanes) / kLanes}, b.next + from, b.dw);
+    if (units == 0) return;
+    const Lowered& a = *b.for_dw;
+    const int64_t from = share(a, boundary(own.rank), units * size), to = share(a, boundary(own.rank + 1), units * size);
+    for (int64_t t = 0; t < own.samples && b.outer; t += kPanel) {
+        outer_products(a, from, to, own.x_panel + t, own.g_panel + t, least(kPanel, own.samples - t), own.add || t > 0, own.dw);
     }
+    for (int64_t t = 0; t < own.samples && !b.outer; t += kChunk) {
+        const int64_t lanes = up(least(kChunk, own.samples - t), kBatchLanes), window = kWindow / lanes * b.stride;
+        dots_in_windows(a, from, to, b.inputs * b.stride, window, own.x_panel + t, own.g_panel + t, {1, 0, 0, lanes / kLanes}, next + from, own.dw);
+    }
+}
+
+// Packs, and uses at once, what `own` says; all threads of the team run it together, and wait for each other where they are `joined`.
+void backward_share(const Backward& b, const Share& own, bool joined, int32_t* next) {
+    pack_share(own, b.g, b.outputs, b.g_at, own.g_panel);
+    if (joined) {
+        if (b.dw != nullptr) pack_share(own, b.x, b.inputs, b.x_at, own.x_panel);
 #pragma omp barrier
+    }
+    if (b.dx != nullptr) input_gradient(b, own);
+    if (b.dw == nullptr) return;
+    if (!joined) pack_share(own, b.x, b.inputs, b.x_at, own.x_panel);
+    weight_gradient(b, own, next);
 }
 
 // One thread's share of the last samples, which come first: dw is set, not added to.  The input gradient is left in parts.
@@ -155,50 +199,73 @@ void backward_few(const Backward& b, const Few& few, float* parts, int64_t id, i
 }  // namespace
 
 Failure linear_backward(const Stored& m, const float* g, const float* x, float* dx, float* dw, int64_t batch, int threads) {
-    const int64_t inputs = m.n_columns, outputs = m.n_rows;
+    const int64_t inputs = m.n_columns, outputs = m.n_rows, weights = m.stored * m.height;
     if (batch == 0) {
-        if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(m.stored * m.height) * 4);
+        if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
         return nullptr;
     }
-    // Wide enough for four units a thread; how the weight gradient is summed must not depend on it.
     const int64_t rest = few_samples(m, batch), whole = batch - rest;
-    const int64_t wide = least((threads + 3) / 4 * kChunk, up(whole, kBatchLanes)), stride = odd_lines(wide);
-    const int64_t narrow = odd_lines(least(kPanel, wide));
-    const int64_t panels = (outputs + (dw ? inputs : 0)) * stride + (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
-    // Single rows use every input once for each weight: wider windows matter more to them than fewer reductions.
-    const int64_t reduction = m.height < 4 ? kChunk / 2 : kChunk;
-    Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + m.groups) * 4 + panels * 4 + 1024);
+    const bool outer = dw != nullptr && fills_vectors(m.height) && weights * (whole > kChunk ? 2 : 1) < kSums;
+    const Windows w(whole, threads, outer);
+    const int64_t stride = odd_lines(w.step), narrow = odd_lines(least(kPanel, w.step)), of_sum = up(weights, kBatchLanes);
+    const int64_t panels = w.together * ((outputs + (dw ? inputs : 0)) * stride + (outer ? of_sum : 0)) +
+                           (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
+    Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + w.together * m.groups) * 4 + panels * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, wide, reduction, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, outer};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
-    b.next = memory.take<int32_t>(m.groups);
+    int32_t* next = memory.take<int32_t>(w.together * m.groups);
     if (dx != nullptr) {
         if (Failure wrong = lower(m, {narrow, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dx)) return wrong;
     }
     if (dw != nullptr) {
-        // Small batches have one panel for both.
+        // Where both gradients go panel by panel, they read the same index.
         if (dx != nullptr && narrow == stride) for_dw = for_dx;
         else if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
     }
-    b.g_panel = memory.take<float>(outputs * stride);
-    if (dw != nullptr) b.x_panel = memory.take<float>(inputs * stride);
-    if (dx != nullptr) b.dx_panels = memory.take<float>(threads * inputs * narrow);
+    float* g_panels = memory.take<float>(w.together * outputs * stride);
+    float* x_panels = dw != nullptr ? memory.take<float>(w.together * inputs * stride) : nullptr;
+    float* sums = outer ? memory.take<float>(w.together * of_sum) : nullptr;
+    float* dx_panels = dx != nullptr ? memory.take<float>(threads * inputs * narrow) : nullptr;
     float* parts = dx != nullptr ? memory.take<float>(kParts * inputs * few_stride(rest)) : nullptr;
     const Few few{dx != nullptr ? for_dx : for_dw, m.columns, inputs, outputs, rest};
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), weights = m.stored * m.height;
-        const int64_t first = weights * id / team;
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         if (rest > 0) {
             backward_few(b, few, parts, id, team);
 #pragma omp barrier
-        } else if (dw != nullptr) std::memset(dw + first, 0, static_cast<size_t>(weights * (id + 1) / team - first) * 4);
-        for (int64_t s = 0; s < whole; s += wide) backward_panel(b, s, id, team);
+        } else if (dw != nullptr && !outer) {
+            std::memset(dw + weights * id / team, 0, static_cast<size_t>(weights * (id + 1) / team - weights * id / team) * 4);
+        }
+        for (int64_t i = 0, n; i < w.count; i += n) {
+            n = least(least(w.together, team), w.count - i);
+            // Thread `id` has a part of window `mine`; the windows' threads are neighbours.
+            const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
+            const int64_t start = w.start(i + mine), end = w.start(i + mine + 1), rank = id - leader;
+            const bool direct = !outer || (i == 0 && rest == 0);
+            float* to = direct && mine == 0 ? dw : sums + mine * of_sum;
+            for (int64_t t = 0; t < w.wide; t += w.step) {
+                const Share own{start + t, most<int64_t>(0, least(w.step, end - start - t)), rank, size, g_panels + mine * outputs * stride,
+                                x_panels + mine * inputs * stride, dx_panels + id * inputs * narrow, to, t > 0};
+                backward_share(b, own, n < team, next + mine * m.groups);
+                if (n < team) {
+#pragma omp barrier
+                }
+            }
+            if (!outer) continue;
+#pragma omp barrier
+            for (int64_t j = direct ? 1 : 0; j < n; ++j) {
+                const float* from = sums + j * of_sum;
+                for (int64_t k = weights * id / team; k < weights * (id + 1) / team; ++k) dw[k] += from[k];
+            }
+#pragma omp barrier
+        }
         if (rest > 0 && dx != nullptr) add_parts(few, parts, inputs * id / team, inputs * (id + 1) / team, dx + whole * inputs);
     }
     return nullptr;

@@ -41,6 +41,16 @@ constexpr Tiles kTiles[] = {{4, kGathered, {4, 3}, 6}, {2, {2, 4}, {2, 4}, 4}, {
 constexpr DotTiles kDotTiles{3, 6, 8, 4};
 #endif
 
+// Columns and samples of a tile of outer products; a single column where dot products are taken instead.
+struct OuterTiles {
+    int columns, samples;
+};
+#ifdef __AVX512F__
+constexpr OuterTiles kOuter{12, 8};
+#else
+constexpr OuterTiles kOuter{1, 1};
+#endif
+
 // Rows of a tile that is a single vector wide.
 #ifdef __AVX512F__
 constexpr int kLoneRows = 16;

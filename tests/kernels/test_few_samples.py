@@ -26,7 +26,7 @@ def test_against_dense(height, batch):
 
 
 @HEIGHTS
-@pytest.mark.parametrize("batch", [1, 4, 7, 34, 276])
+@pytest.mark.parametrize("batch", [1, 4, 7, 34, 276, 657, 900])
 def test_any_number_of_threads(height, batch):
     pattern, draw = random_pattern(200, 300, height, 0.2), torch.Generator().manual_seed(3)
     inputs = [torch.randn(batch, 300, generator=draw), random_values(pattern), torch.randn(200, generator=draw)]
