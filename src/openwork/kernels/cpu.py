@@ -26,6 +26,7 @@ _NONE = (0,) * 7
 _transposed = WeakTensorKeyDictionary()
 _transposed_lock = threading.Lock()
 _cut = WeakTensorKeyDictionary()
+_sorted = WeakTensorKeyDictionary()
 
 
 @register("linear", "cpu")
@@ -80,7 +81,7 @@ def _cutting(pattern: Pattern, values: Tensor | None, *, turned: bool) -> tuple[
 
 def _windows(pattern: Pattern, turned: bool) -> _Index:
     # Kept like the transposition.
-    key = (pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    key = versions(pattern)
     with _transposed_lock:
         known: dict[bool, tuple[tuple[int, ...], _Index]] = _cut.setdefault(pattern.cols, {})
         found = known.get(turned)
@@ -106,8 +107,9 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
     native.conv_forward(
-        nchw(x), (y.data_ptr(), 0, 0), address(bias), len(x), *geometry(size, window), *stored(pattern, values), threads()
-    )
+        nchw(x), (y.data_ptr(), 0, 0), address(bias), len(x), *geometry(size, window), *stored(pattern, values),
+        sortings(pattern.cols, versions(pattern)), threads(),
+    )  # fmt: skip
     return y
 
 
@@ -146,18 +148,23 @@ def conv2d_gradients(
     """
     if values is not None and gathers(pattern, window):
         flipped = geometry(window.output_size(*input_size), mirrored(window))
-        native.conv_forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), threads())
+        transposed = _transposition(pattern, window.taps)
+        order = sortings(transposed[1], ())
+        native.conv_forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps, transposed), order, threads())
         dx = (0, 0, 0)
     if any(dx) or dvalues is not None:
         size = geometry(input_size, window)
-        native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
+        native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), sortings(pattern.cols, versions(pattern)), threads())
 
 
 def kept_bytes(cols: Tensor) -> int:
-    """Bytes of index that are kept beside the pattern with these columns: transposed, and cut into windows."""
+    """Bytes of index that are kept beside the pattern with these columns: transposed, cut into windows, and sorted."""
     with _transposed_lock:
-        found = [_transposed.get(cols), *_cut.get(cols, {}).values()]
-    return sum(part.numel() * part.element_size() for kept in found if kept is not None for part in kept[1])
+        transposed = _transposed.get(cols)
+        found = [transposed, *_cut.get(cols, {}).values()]
+        orders = [_sorted.get(cols), None if transposed is None else _sorted.get(transposed[1][1])]
+    index = sum(part.numel() * part.element_size() for kept in found if kept is not None for part in kept[1])
+    return index + sum(order[1].bytes for order in orders if order is not None)
 
 
 def scratch_bytes() -> int:
@@ -213,9 +220,23 @@ def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
+def versions(pattern: Pattern) -> tuple[int, ...]:
+    """What changes with every change in place of the index."""
+    return pattern.cols._version, pattern.offsets._version, pattern.rows._version
+
+
+def sortings(cols: Tensor, versions: tuple[int, ...]) -> native.Sortings:
+    """How convolutions sorted these columns, as the native module keeps it for them."""
+    with _transposed_lock:
+        found: tuple[tuple[int, ...], native.Sortings] | None = _sorted.get(cols)
+        if found is None or found[0] != versions:
+            found = _sorted[cols] = (versions, native.Sortings())
+    return found[1]
+
+
+def turned(pattern: Pattern, values: Tensor, taps: int, transposed: _Index) -> tuple[int, ...]:
     """The transposed weight of a pattern of height 1, its values taken through ``order``."""
-    offsets, cols, order = _transposition(pattern, taps)
+    offsets, cols, order = transposed
     inputs = pattern.shape[1] // taps
     shape = (inputs, pattern.shape[0] * taps)
     return (values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, inputs, 1, len(cols))
@@ -223,7 +244,7 @@ def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
 
 def _transposition(pattern: Pattern, taps: int) -> _Index:
     # The index tensors of a layer live until its topology changes, so the transposition is kept with them.
-    key = (taps, pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    key = (taps, *versions(pattern))
     with _transposed_lock:
         found = _transposed.get(pattern.cols)
     if found is not None and found[0] == key:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import openwork._native as native
-from openwork.kernels.cpu import address, conv2d_gradients, geometry, nchw, stored, threads
+from openwork.kernels.cpu import address, conv2d_gradients, geometry, nchw, sortings, stored, threads, versions
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 from openwork.resident.formula import Formula, Size, blocked_shape, size_of
@@ -109,7 +109,8 @@ def conv2d(x: Activation, values: Tensor, pattern: Pattern, bias: Tensor | None,
     out, lines = torch.empty(blocked_shape(size)), torch.empty(line_shape(size))
     native.conv_forward(
         parts(x), (0, out.data_ptr(), lines.data_ptr()), address(bias), batch,
-        *geometry((image[0], image[1]), window), *stored(pattern, values), threads(),
+        *geometry((image[0], image[1]), window), *stored(pattern, values),
+        sortings(pattern.cols, versions(pattern)), threads(),
     )  # fmt: skip
     return Formula(size, out), lines
 
