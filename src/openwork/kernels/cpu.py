@@ -148,13 +148,22 @@ def conv2d_gradients(
     """
     if values is not None and gathers(pattern, window):
         flipped = geometry(window.output_size(*input_size), mirrored(window))
-        transposed = _transposition(pattern, window.taps)
-        order = sortings(transposed[1], ())
-        native.conv_forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps, transposed), order, threads())
+        order = sortings(_transposition(pattern, window.taps)[1], ())
+        native.conv_forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), order, threads())
         dx = (0, 0, 0)
     if any(dx) or dvalues is not None:
         size = geometry(input_size, window)
-        native.conv_backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), sortings(pattern.cols, versions(pattern)), threads())
+        native.conv_backward(
+            g,
+            x,
+            dx,
+            address(dvalues),
+            batch,
+            *size,
+            *stored(pattern, values),
+            sortings(pattern.cols, versions(pattern)),
+            threads(),
+        )
 
 
 def kept_bytes(cols: Tensor) -> int:
@@ -234,9 +243,9 @@ def sortings(cols: Tensor, versions: tuple[int, ...]) -> native.Sortings:
     return found[1]
 
 
-def turned(pattern: Pattern, values: Tensor, taps: int, transposed: _Index) -> tuple[int, ...]:
+def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
     """The transposed weight of a pattern of height 1, its values taken through ``order``."""
-    offsets, cols, order = transposed
+    offsets, cols, order = _transposition(pattern, taps)
     inputs = pattern.shape[1] // taps
     shape = (inputs, pattern.shape[0] * taps)
     return (values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, inputs, 1, len(cols))
