@@ -1,5 +1,5 @@
 // The gradients of a convolution, in one pass over the lines of the output gradient.
-#include "conv_plan.hpp"
+#include "conv_few.hpp"
 
 #include <omp.h>
 
@@ -121,14 +121,17 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
 
 Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
     const Image& image = p.image;
-    const int64_t lines = (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
+    const int64_t lines = p.folded() ? 1 : (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
     if (m.height > 1) return {image.taps(), image.kernel_w, 1, p.by};
     const int64_t windows = least(cut_windows(m, image.taps(), lines * slab_channel(p.in), kDotWindow), m.stored / (rows * kFewestColumns));
     return {image.taps(), image.kernel_w, lines * slab_line(p.in) > kDotWhole ? most<int64_t>(windows, 1) : 1, By::kNothing};
 }
 
-// One thread's lines of one part.
-void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, Share* shares, float* dw) {
+// One thread's lines of one part, or its groups.
+void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, float* few, Share* shares, float* dw) {
+    if (b.plan.folded()) {
+        return few_backward(few_images(b.plan, b.in, b.out, b.a, few), b.g.plain, b.x.plain, b.dx.plain, dw, id, team);
+    }
     const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
     // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
     share_lines(b.plan.panels, height, b.plan.panels % team == 0 ? height : 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
@@ -149,10 +152,14 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
     Backward parts[2];
-    int64_t floats = 0;
+    int64_t floats = 0, shared = 0;
     for (int i = 0; i < plans.count; ++i) {
         Backward& b = parts[i];
         b.plan = plans.parts[i];
+        if (b.plan.folded()) {
+            shared = few_backward_floats(b.plan);
+            continue;
+        }
         b.dot_lines = most<int64_t>(1, kDotFloats / (b.plan.vectors * kLanes));
         b.block = most(least(b.dot_lines, b.plan.out_height), slab_grain(b.plan.out));
         b.lines = window_lines(image, b.plan.in, b.block);
@@ -161,7 +168,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
     const int64_t shares = up(sorting.kinds(), 8);
     Scratch scratch(plans_bytes(plans, m, sorting, threads) +
-                    threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + 1024);
+                    threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + shared * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     for (int i = 0; i < plans.count; ++i) {
@@ -176,22 +183,27 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     }
     const int32_t* order = parts[0].a.order;
     float* buffers = memory.take<float>(threads * floats);
+    float* few = memory.take<float>(shared);
     float* copies = memory.take<float>(threads * private_dw);
     Share* all_shares = memory.take<Share>(threads * shares);
+    // Where there are few images alone, every thread has row groups of its own to add to.
+    const bool together = parts[0].plan.folded();
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-        float* my_dw = dw == nullptr ? nullptr : id == 0 && order == nullptr ? dw : copies + id * private_dw;
-        if (my_dw != nullptr) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
-        for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, all_shares + id * shares, my_dw);
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), sums = together ? 1 : team;
+        float* sum_of = dw == nullptr ? nullptr : (together || id == 0) && order == nullptr ? dw : copies + (together ? 0 : id * private_dw);
+        const int64_t begin = together ? weights * id / team : 0, end = together ? weights * (id + 1) / team : weights;
+        if (dw != nullptr) std::memset(sum_of + begin, 0, static_cast<size_t>(end - begin) * 4);
+        for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, few, all_shares + id * shares, sum_of);
         drain_streams();
+        const bool add = dw != nullptr && (sums > 1 || order != nullptr);
 #pragma omp barrier
-        for (int64_t k = m.stored * id / team; dw != nullptr && k < m.stored * (id + 1) / team; ++k) {
+        for (int64_t k = m.stored * id / team; add && k < m.stored * (id + 1) / team; ++k) {
             float* to = dw + (order != nullptr ? order[k] : k) * m.height;
             const float* first = order != nullptr ? copies : dw;
             for (int64_t r = 0; r < m.height; ++r) {
                 float sum = first[k * m.height + r];
-                for (int64_t t = 1; t < team; ++t) sum += copies[t * private_dw + k * m.height + r];
+                for (int64_t t = 1; t < sums; ++t) sum += copies[t * private_dw + k * m.height + r];
                 to[r] = sum;
             }
         }
