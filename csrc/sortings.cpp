@@ -11,12 +11,12 @@ constexpr size_t kMostOrders = 4;  // a layer needs two, one more for batches of
 
 struct Entry {
     SortingKey key;
-    std::vector<int32_t> starts, order;
+    std::vector<int32_t> ids, order, starts;
 };
 
 bool same(const SortingKey& a, const SortingKey& b) {
-    return a.groups == b.groups && a.stored == b.stored && a.taps == b.taps && a.taps_in_line == b.taps_in_line && a.windows == b.windows &&
-           a.by == b.by;
+    return a.n_columns == b.n_columns && a.groups == b.groups && a.stored == b.stored && a.taps == b.taps &&
+           a.taps_in_line == b.taps_in_line && a.windows == b.windows && a.by == b.by;
 }
 
 }  // namespace
@@ -27,9 +27,9 @@ struct Sortings::Entries {
 
     Order find(const SortingKey& key) const {
         for (const Entry& entry : all) {
-            if (same(entry.key, key)) return {entry.starts.data(), entry.order.data()};
+            if (same(entry.key, key)) return {entry.ids.data(), entry.order.data(), entry.starts.data()};
         }
-        return {nullptr, nullptr};
+        return {nullptr, nullptr, nullptr};
     }
 };
 
@@ -41,16 +41,17 @@ Sortings::Order Sortings::find(const SortingKey& key) const {
     return entries_->find(key);
 }
 
-void Sortings::keep(const SortingKey& key, const int32_t* starts, int64_t n_starts, const int32_t* order) {
+void Sortings::keep(const SortingKey& key, const Order& order, int64_t n_starts) {
     std::lock_guard<std::mutex> guard(entries_->mutex);
-    if (entries_->all.size() >= kMostOrders || entries_->find(key).order != nullptr) return;
-    entries_->all.push_back({key, {starts, starts + n_starts}, {order, order + key.stored}});
+    if (entries_->all.size() >= kMostOrders || entries_->find(key).ids != nullptr) return;
+    const auto copy = [](const int32_t* from, int64_t n) { return std::vector<int32_t>(from, from + n); };
+    entries_->all.push_back({key, copy(order.ids, key.stored), copy(order.order, key.stored), copy(order.starts, n_starts)});
 }
 
 int64_t Sortings::bytes() const {
     std::lock_guard<std::mutex> guard(entries_->mutex);
     size_t numbers = 0;
-    for (const Entry& entry : entries_->all) numbers += entry.starts.size() + entry.order.size();
+    for (const Entry& entry : entries_->all) numbers += entry.ids.size() + entry.order.size() + entry.starts.size();
     return static_cast<int64_t>(numbers * sizeof(int32_t));
 }
 

@@ -6,15 +6,16 @@
 namespace openwork {
 
 struct SortingKey {
-    int64_t groups, stored, taps, taps_in_line, windows, by;
+    int64_t n_columns, groups, stored, taps, taps_in_line, windows, by;
 };
 
-// Entries are added, never changed or dropped, so that what has been found stays where it is.  Nothing outside writes to them: an
-// order is a permutation of the stored columns, and its starts ascend.
+// Entries are added, never changed or dropped, so that what has been found stays where it is.  Nobody else writes to them: what they
+// hold was checked when they were made.
 class Sortings {
 public:
     struct Order {
-        const int32_t *starts, *order;  // null: not known
+        const int32_t *ids, *order;  // [stored]: the columns, and where their values are; null: not known
+        const int32_t* starts;       // as in Sorted
     };
 
     Sortings();
@@ -23,8 +24,8 @@ public:
     Sortings& operator=(const Sortings&) = delete;
 
     Order find(const SortingKey& key) const;
-    // Copies starts[n_starts] and order[key.stored], unless there are enough entries.
-    void keep(const SortingKey& key, const int32_t* starts, int64_t n_starts, const int32_t* order);
+    // Copies an order, unless there are enough.
+    void keep(const SortingKey& key, const Order& order, int64_t n_starts);
     int64_t bytes() const;
 
 private:

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
 constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
 constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
+constexpr int64_t kSummed = 2 << 10;         // weights that stay in L1 while copies of their gradients are summed
 constexpr int64_t kFewestColumns = 24;       // of a row in such a window, at least
 
 // The places over which a tap's weight gradients are summed.
@@ -140,6 +141,21 @@ void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, fl
     });
 }
 
+// The sums of stored columns [k, end) over all copies, the first of which is added to, to where `order` says that they stand.
+void add_copies(const Stored& m, float* first, const float* copies, int64_t copy, int64_t count, const int32_t* order, int64_t k, int64_t end, float* dw) {
+    while (k < end) {
+        const int64_t stop = least(end, k + most<int64_t>(1, kSummed / m.height)), last = stop * m.height;
+        for (int64_t t = 1; t < count; ++t) {
+            const float* other = copies + t * copy;
+            int64_t i = k * m.height;
+            for (; i + kLanes <= last; i += kLanes) store(first + i, load(first + i) + load(other + i));
+            for (; i < last; ++i) first[i] += other[i];
+        }
+        for (; order != nullptr && k < stop; ++k) copy_column(first + k * m.height, dw + order[k] * m.height, m.height);
+        k = stop;
+    }
+}
+
 }  // namespace
 
 Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
@@ -198,15 +214,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
         drain_streams();
         const bool add = dw != nullptr && (sums > 1 || order != nullptr);
 #pragma omp barrier
-        for (int64_t k = m.stored * id / team; add && k < m.stored * (id + 1) / team; ++k) {
-            float* to = dw + (order != nullptr ? order[k] : k) * m.height;
-            const float* first = order != nullptr ? copies : dw;
-            for (int64_t r = 0; r < m.height; ++r) {
-                float sum = first[k * m.height + r];
-                for (int64_t t = 1; t < sums; ++t) sum += copies[t * private_dw + k * m.height + r];
-                to[r] = sum;
-            }
-        }
+        if (add) add_copies(m, order == nullptr ? dw : copies, copies, private_dw, sums, order, m.stored * id / team, m.stored * (id + 1) / team, dw);
     }
     return nullptr;
 }

@@ -28,7 +28,7 @@ struct Sorting {
 struct Sorted {
     Lowered a;              // columns and values in their new order
     const int32_t* starts;  // [windows][kinds + 1][stride]: where the columns of each kind begin, and where the last end
-    const int32_t* order;   // [stored]: where each column stood
+    const int32_t* order;   // [stored]: where each column's values are
     const int32_t* ids;     // [stored]: the columns in their new order
     int64_t windows, kinds, stride;
     bool whole;             // nothing was sorted, and starts, order and ids are null
@@ -85,19 +85,29 @@ OW_INLINE void add_up(const Sorting& s, int64_t groups, int32_t* starts, int64_t
     }
 }
 
-OW_INLINE void place_group(const Lowered& a, const Cells& c, int64_t g, const int32_t* ids, const int32_t* starts, int64_t stride,
-                           int32_t* order) {
+// Writes the ids of the columns in their new order, and where their values are.
+OW_INLINE bool place_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, const int32_t* stood, const int32_t* starts,
+                           int64_t stride, int32_t* ids, int32_t* order) {
+    const uint32_t stored = static_cast<uint32_t>(m.stored);
+    bool right = true;
     for (int64_t cell = 0; cell < c.cells; ++cell) c.mine[cell] = starts[cell * stride + g];
-    for (int32_t k = a.offsets[g]; k < a.offsets[g + 1]; ++k) order[c.mine[c.of[ids[k]]]++] = k;
+    for (int32_t k = a.offsets[g]; k < a.offsets[g + 1]; ++k) {
+        const int32_t to = c.mine[c.of[stood[k]]]++, given = m.order != nullptr ? m.order[k] : k;
+        right = right && static_cast<uint32_t>(given) < stored;
+        ids[to] = stood[k];
+        order[to] = given;
+    }
+    return right;
 }
 
-// Sorts the columns: writes order[stored] and starts; columns of one kind keep their order.
+// Sorts the columns, those of one kind as they stood.
 [[maybe_unused]] static Failure make_order(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
-                                           int threads, int32_t* ids, int32_t* starts, int32_t* order) {
+                                           int threads, int32_t* ids, int32_t* order, int32_t* starts) {
     const int64_t kinds = s.kinds(), channels = (m.n_columns / s.taps + s.windows - 1) / s.windows, cells = s.starts();
     const int64_t stride = odd_lines(m.groups);
     int32_t* places = memory.take<int32_t>(m.n_columns);
     int32_t* cursors = memory.take<int32_t>(cells * up(threads, 16));
+    int32_t* stood = memory.take<int32_t>(m.stored);
     for_columns(m, at, [&](int64_t c, int64_t channel, int64_t tap, int32_t) {
         const int64_t kind = s.by == By::kTap ? tap : s.by == By::kTapLine ? tap / s.taps_in_line : 0;
         places[c] = static_cast<int32_t>(channel / channels * (kinds + 1) + kind);
@@ -107,57 +117,49 @@ OW_INLINE void place_group(const Lowered& a, const Cells& c, int64_t g, const in
     {
         const Cells own{places, cursors + omp_get_thread_num() * cells, cells};
 #pragma omp for schedule(static) reduction(|| : wrong)
-        for (int64_t g = 0; g < m.groups; ++g) wrong = !count_group(m, rows, own, g, ids, starts, stride) || wrong;
+        for (int64_t g = 0; g < m.groups; ++g) wrong = !count_group(m, rows, own, g, stood, starts, stride) || wrong;
         const bool stop = wrong;
 #pragma omp single
         if (!stop) add_up(s, m.groups, starts, stride);
-#pragma omp for schedule(static)
-        for (int64_t g = stop ? m.groups : 0; g < m.groups; ++g) place_group(rows, own, g, ids, starts, stride, order);
+#pragma omp for schedule(static) reduction(|| : wrong)
+        for (int64_t g = stop ? m.groups : 0; g < m.groups; ++g) {
+            wrong = !place_group(m, rows, own, g, stood, starts, stride, ids, order) || wrong;
+        }
     }
     return wrong ? "the pattern's columns are out of range" : nullptr;
 }
 
 OW_INLINE void copy_column(const float* from, float* to, int64_t height) {
     int64_t r = 0;
+    for (; r + kLanes <= height; r += kLanes) store(to + r, load(from + r));
     for (; r + 4 <= height; r += 4) *reinterpret_cast<QuadInMemory*>(to + r) = *reinterpret_cast<const QuadInMemory*>(from + r);
     for (; r < height; ++r) to[r] = from[r];
-}
-
-// Ids, offsets and values in the order that out has, of which the pattern's are checked.
-OW_INLINE bool take_in_order(const Stored& m, const int32_t* offsets, int64_t k, const int32_t* order, int32_t* ids, int32_t* columns,
-                             float* values) {
-    const int32_t place = order[k];
-    const uint32_t column = static_cast<uint32_t>(m.columns[place]), given = static_cast<uint32_t>(m.order != nullptr ? m.order[place] : place);
-    if (column >= static_cast<uint32_t>(m.n_columns) || given >= static_cast<uint32_t>(m.stored)) return false;
-    ids[k] = static_cast<int32_t>(column);
-    columns[k] = offsets[column];
-    if (values != nullptr) copy_column(m.values + given * m.height, values + k * m.height, m.height);
-    return true;
 }
 
 // Lowers and sorts the columns of a matrix whose rows are lowered.
 [[maybe_unused]] static Failure sort_columns(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
                                              int threads, Sorted& out) {
     const int64_t stride = odd_lines(m.groups), cells = s.starts();
-    const SortingKey key{m.groups, m.stored, s.taps, s.taps_in_line, s.windows, static_cast<int64_t>(s.by)};
-    int32_t* ids = memory.take<int32_t>(m.stored);
-    int32_t* columns = memory.take<int32_t>(m.stored);
+    const SortingKey key{m.n_columns, m.groups, m.stored, s.taps, s.taps_in_line, s.windows, static_cast<int64_t>(s.by)};
     int32_t* offsets = memory.take<int32_t>(m.n_columns);
+    int32_t* columns = memory.take<int32_t>(m.stored);
     float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored * m.height);
-    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr} : m.sortings->find(key);
-    if (known.order == nullptr) {
+    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr, nullptr} : m.sortings->find(key);
+    if (known.ids == nullptr) {
+        int32_t* ids = memory.take<int32_t>(m.stored);
         int32_t* order = memory.take<int32_t>(m.stored);
         int32_t* starts = memory.take<int32_t>(cells * stride);
-        if (Failure wrong = make_order(m, rows, at, s, memory, threads, ids, starts, order)) return wrong;
-        if (m.sortings != nullptr) m.sortings->keep(key, starts, cells * stride, order);
-        known = {starts, order};
+        if (Failure wrong = make_order(m, rows, at, s, memory, threads, ids, order, starts)) return wrong;
+        known = {ids, order, starts};
+        if (m.sortings != nullptr) m.sortings->keep(key, known, cells * stride);
     }
     for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
-    bool wrong = false;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : wrong) if (m.stored > 4096)
-    for (int64_t k = 0; k < m.stored; ++k) wrong = !take_in_order(m, offsets, k, known.order, ids, columns, values) || wrong;
-    if (wrong) return "the pattern's columns are out of range";
-    out = {rows, known.starts, known.order, ids, s.windows, s.kinds(), stride, false};
+#pragma omp parallel for schedule(static) num_threads(threads) if (m.stored > 4096)
+    for (int64_t k = 0; k < m.stored; ++k) {
+        columns[k] = offsets[known.ids[k]];
+        if (values != nullptr) copy_column(m.values + known.order[k] * m.height, values + k * m.height, m.height);
+    }
+    out = {rows, known.starts, known.order, known.ids, s.windows, s.kinds(), stride, false};
     out.a.columns = columns;
     if (values != nullptr) out.a.values = values;
     return nullptr;
