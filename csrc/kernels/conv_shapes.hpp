@@ -6,7 +6,7 @@
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
-constexpr int64_t kFoldedLine = 16;          // floats of a line up to which all lines are computed as one
+constexpr int64_t kFoldedLine = 16;           // floats of a line up to which all lines are computed as one; twice as many for low groups
 constexpr int64_t kFoldedFloats = 192 << 10;  // of the input of all channels, which are to stay in L2 meanwhile
 constexpr int64_t kSpareLines = 4;  // of a window, so that it seldom has to be moved
 
@@ -50,7 +50,8 @@ OW_INLINE Shapes folded_shapes(const Stored& m, const Image& image, int64_t lane
 // Whether so few images should be computed like that.
 OW_INLINE bool folds(const Stored& m, const Image& image, int64_t lanes) {
     if (image.stride_h != 1 || image.stride_w != 1 || image.pad_h < 0 || image.pad_w < 0) return false;
-    return lanes * image.out_width() <= kFoldedLine && image.out_height() > 1 && slab_line(folded_shapes(m, image, lanes).in) <= kFoldedFloats;
+    const int64_t longest = m.height < 8 ? 2 * kFoldedLine : kFoldedLine;
+    return lanes * image.out_width() <= longest && image.out_height() > 1 && slab_line(folded_shapes(m, image, lanes).in) <= kFoldedFloats;
 }
 
 // Offset of every tap from the place where an output's window begins, in a slab that lacks the first `cut` pixels of its padding.
