@@ -141,17 +141,24 @@ void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, fl
     });
 }
 
-// The sums of stored columns [k, end) over all copies, the first of which is added to, to where `order` says that they stand.
-void add_copies(const Stored& m, float* first, const float* copies, int64_t copy, int64_t count, const int32_t* order, int64_t k, int64_t end, float* dw) {
+// Copies of a weight gradient, in the order of the sorted columns; the first may be the gradient itself.
+struct Copies {
+    float *first, *others;  // others: with room for the first, too
+    int64_t stride, count;
+    const int32_t* order;   // null: as it is
+};
+
+// The sums of stored columns [k, end) over all copies, to where the order says that they stand.
+void add_copies(const Stored& m, const Copies& c, int64_t k, int64_t end, float* dw) {
     while (k < end) {
         const int64_t stop = least(end, k + most<int64_t>(1, kSummed / m.height)), last = stop * m.height;
-        for (int64_t t = 1; t < count; ++t) {
-            const float* other = copies + t * copy;
+        for (int64_t t = 1; t < c.count; ++t) {
+            const float* other = c.others + t * c.stride;
             int64_t i = k * m.height;
-            for (; i + kLanes <= last; i += kLanes) store(first + i, load(first + i) + load(other + i));
-            for (; i < last; ++i) first[i] += other[i];
+            for (; i + kLanes <= last; i += kLanes) store(c.first + i, load(c.first + i) + load(other + i));
+            for (; i < last; ++i) c.first[i] += other[i];
         }
-        for (; order != nullptr && k < stop; ++k) copy_column(first + k * m.height, dw + order[k] * m.height, m.height);
+        for (; c.order != nullptr && k < stop; ++k) copy_column(c.first + k * m.height, dw + c.order[k] * m.height, m.height);
         k = stop;
     }
 }
@@ -210,11 +217,14 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
         float* sum_of = dw == nullptr ? nullptr : (together || id == 0) && order == nullptr ? dw : copies + (together ? 0 : id * private_dw);
         const int64_t begin = together ? weights * id / team : 0, end = together ? weights * (id + 1) / team : weights;
         if (dw != nullptr) std::memset(sum_of + begin, 0, static_cast<size_t>(end - begin) * 4);
-        for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, few, all_shares + id * shares, sum_of);
+        for (int i = 0; i < plans.count; ++i) {
+            backward_share(parts[i], id, team, buffers + id * floats, few, all_shares + id * shares, sum_of);
+        }
         drain_streams();
         const bool add = dw != nullptr && (sums > 1 || order != nullptr);
 #pragma omp barrier
-        if (add) add_copies(m, order == nullptr ? dw : copies, copies, private_dw, sums, order, m.stored * id / team, m.stored * (id + 1) / team, dw);
+        const Copies all{order == nullptr ? dw : copies, copies, private_dw, sums, order};
+        if (add) add_copies(m, all, m.stored * id / team, m.stored * (id + 1) / team, dw);
     }
     return nullptr;
 }

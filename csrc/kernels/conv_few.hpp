@@ -51,7 +51,9 @@ OW_INLINE Lowered only_groups(Lowered a, Range g) {
 template <typename Op>
 OW_INLINE void few_pieces(const Lowered& a, typename Op::In* in, typename Op::Out* out, int64_t vectors) {
     const int64_t piece = piece_of(a.height, vectors);
-    for (int64_t v = 0; v < vectors; v += piece) product<Op>(a, 0, a.groups, in + v * kLanes, out + v * kLanes, least(piece, vectors - v), 1);
+    for (int64_t v = 0; v < vectors; v += piece) {
+        product<Op>(a, 0, a.groups, in + v * kLanes, out + v * kLanes, least(piece, vectors - v), 1);
+    }
 }
 
 [[maybe_unused]] static void few_forward(const FewImages& f, const float* x, const float* bias, float* y, int64_t id, int64_t team) {
@@ -91,7 +93,8 @@ OW_INLINE void few_scatter(const FewImages& f, Range g, float* dx) {
 }
 
 // A dx or dw that is null is not computed; dw needs x.  Every thread adds the weight gradients of its own groups to its dw.
-[[maybe_unused]] static void few_backward(const FewImages& f, const float* g, const float* x, float* dx, float* dw, int64_t id, int64_t team) {
+[[maybe_unused]] static void few_backward(const FewImages& f, const float* g, const float* x, float* dx, float* dw, int64_t id,
+                                          int64_t team) {
     pack_channels(f.out, g, f.channels(f.out, id, team), f.y);
     if (dw != nullptr) pack_channels(f.in, x, f.channels(f.in, id, team), f.x);
 #pragma omp barrier

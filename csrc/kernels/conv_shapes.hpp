@@ -36,8 +36,9 @@ OW_INLINE Shapes shapes(const Stored& m, const Image& image, int64_t lanes, int6
 // The same with all lines of an image side by side, as if they were one.  Between two of them lies the padding of one side, which the
 // other side has in common with it; results that would begin there mean nothing.
 OW_INLINE Shapes folded_shapes(const Stored& m, const Image& image, int64_t lanes) {
-    const int64_t width = image.out_width(), pitch = most(image.width + image.pad_w, width), places = (image.out_height() - 1) * pitch + width;
-    const int64_t strip = up(places * lanes, kBatchLanes), furthest = (image.span_h() - 1) * pitch + image.span_w() - 1;
+    const int64_t width = image.out_width(), pitch = most(image.width + image.pad_w, width);
+    const int64_t places = (image.out_height() - 1) * pitch + width, strip = up(places * lanes, kBatchLanes);
+    const int64_t furthest = (image.span_h() - 1) * pitch + image.span_w() - 1;
     Shapes s{lanes, 1, 1, strip / kLanes, {}, {}};
     s.in = {lanes, image.batch, m.n_columns / image.taps(), 1, image.height * image.width, 0, image.pad_h * pitch + image.pad_w, 1,
             strip / lanes + furthest, true};

@@ -55,7 +55,8 @@ OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
     for (int64_t p = 0; p < places; ++p) holes[p] = 1;
     bool cropped = false;
     for (int64_t w = 0; w < s.width; ++w) {
-        const int64_t unfolded = s.row > 0 ? w / s.row * s.pitch + w % s.row : w, padded = unfolded + s.pad_left, place = padded % s.phases * s.pixels + padded / s.phases;
+        const int64_t padded = s.pad_left + (s.row > 0 ? w / s.row * s.pitch + w % s.row : w);
+        const int64_t place = padded % s.phases * s.pixels + padded / s.phases;
         const bool out = padded < 0 || padded / s.phases >= s.pixels;
         cropped = cropped || out;
         if (!out) holes[place] = 0;
