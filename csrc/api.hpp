@@ -5,6 +5,8 @@
 
 namespace openwork {
 
+class Sortings;
+
 // A sparse matrix as openwork.Pattern stores it; everything is the caller's memory and nothing in it is trusted.
 struct Stored {
     const float* values;     // [stored][height]; null where only the positions count
@@ -13,6 +15,7 @@ struct Stored {
     const int32_t* offsets;  // [groups + 1]
     const int32_t* columns;  // [stored]
     int64_t n_rows, n_columns, groups, height, stored;
+    Sortings* sortings = nullptr;  // where convolutions keep how they sorted the columns; null: they do not
 };
 
 // A matrix of height 1 that cut() has cut into windows of columns (segments.hpp).  It is trusted no more than the pattern itself.

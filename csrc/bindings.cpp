@@ -13,6 +13,7 @@
 #include "norm.hpp"
 #include "scratch.hpp"
 #include "segments.hpp"
+#include "sortings.hpp"
 
 #include <array>
 #include <limits>
@@ -245,8 +246,11 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release unlocked;
         add(at<const BFloat16>(x), planes, pixels, at<float>(sums), team(threads));
     });
-    m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS, int threads) {
-        const Stored matrix = STORED;
+    nb::class_<Sortings>(m, "Sortings").def(nb::init<int64_t>()).def_prop_ro("bytes", &Sortings::bytes);
+    m.def("conv_forward", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS,
+                             Sortings& sortings, int threads) {
+        Stored matrix = STORED;
+        matrix.sortings = &sortings;
         const Image picture = IMAGE;
         const Activation from = activation<float>(x);
         check(unlocked([&] {
@@ -254,8 +258,9 @@ NB_MODULE(_native, m) {
         }));
     });
     m.def("conv_backward", [](const Parts& g, const Parts& x, const Places& dx, Address dw_out, int64_t batch, IMAGE_PARAMETERS,
-                              STORED_PARAMETERS, int threads) {
-        const Stored matrix = STORED;
+                              STORED_PARAMETERS, Sortings& sortings, int threads) {
+        Stored matrix = STORED;
+        matrix.sortings = &sortings;
         const Image picture = IMAGE;
         const Activation from = activation<float>(g), input = activation<float>(x);
         check(unlocked([&] {

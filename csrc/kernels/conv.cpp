@@ -1,7 +1,7 @@
 // Two-dimensional convolutions.  A thread carries 16 images at a time down their lines: it packs the input lines that the next output
 // line needs, computes that line of every channel, and unpacks it.  What it reads and writes is NCHW or blocked; of NCHW the blocked
 // form never leaves the caches, and a blocked activation that is a formula is computed on the way in.
-#include "conv_plan.hpp"
+#include "conv_few.hpp"
 
 #include <omp.h>
 
@@ -78,15 +78,19 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
     const Sorting sorting{image.taps(), image.kernel_w, windows, p.by};
     Forward parts[2];
-    int64_t floats = 0;
+    int64_t floats = 0, shared = 0;
     for (int i = 0; i < plans.count; ++i) {
         Forward& f = parts[i];
         f.plan = plans.parts[i];
+        if (f.plan.folded()) {
+            shared = few_forward_floats(f.plan);
+            continue;
+        }
         f.lines = window_lines(image, f.plan.in, 1);
         f.out_lines = slab_grain(f.plan.out);
         floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
     }
-    Scratch scratch(plans_bytes(plans, m, sorting, threads) + threads * floats * 4 + 1024);
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + (threads * floats + shared) * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     for (int i = 0; i < plans.count; ++i) {
@@ -99,12 +103,17 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         if (Failure wrong = lower_for(m, f.plan, sorting, bias, i == 0 ? nullptr : &parts[0].a, memory, threads, f.a)) return wrong;
     }
     float* buffers = memory.take<float>(threads * floats);
+    float* few = memory.take<float>(shared);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         float* mine = buffers + id * floats;
         for (int i = 0; i < plans.count; ++i) {
             const Forward& f = parts[i];
+            if (f.plan.folded()) {
+                few_forward(few_images(f.plan, f.in, f.out, f.a, few), f.x.plain, bias, f.y.plain, id, team);
+                continue;
+            }
             share_lines(f.plan.panels, f.plan.out_height, 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
                 forward_lines(f, panel, from, to, {mine, f.lines, 0, 0}, mine + f.lines * f.in.line);
             });

@@ -1,5 +1,5 @@
 // The gradients of a convolution, in one pass over the lines of the output gradient.
-#include "conv_plan.hpp"
+#include "conv_few.hpp"
 
 #include <omp.h>
 
@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
 constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
 constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
+constexpr int64_t kSummed = 2 << 10;         // weights that stay in L1 while copies of their gradients are summed
 constexpr int64_t kFewestColumns = 24;       // of a row in such a window, at least
 
 // The places over which a tap's weight gradients are summed.
@@ -121,20 +122,45 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
 
 Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
     const Image& image = p.image;
-    const int64_t lines = (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
+    const int64_t lines = p.folded() ? 1 : (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
     if (m.height > 1) return {image.taps(), image.kernel_w, 1, p.by};
     const int64_t windows = least(cut_windows(m, image.taps(), lines * slab_channel(p.in), kDotWindow), m.stored / (rows * kFewestColumns));
     return {image.taps(), image.kernel_w, lines * slab_line(p.in) > kDotWhole ? most<int64_t>(windows, 1) : 1, By::kNothing};
 }
 
-// One thread's lines of one part.
-void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, Share* shares, float* dw) {
+// One thread's lines of one part, or its groups.
+void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, float* few, Share* shares, float* dw) {
+    if (b.plan.folded()) {
+        return few_backward(few_images(b.plan, b.in, b.out, b.a, few), b.g.plain, b.x.plain, b.dx.plain, dw, id, team);
+    }
     const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
     // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
     share_lines(b.plan.panels, height, b.plan.panels % team == 0 ? height : 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
         const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
         backward_lines(b, panel, from, to, x, dx, mine + windows * window, shares, dw);
     });
+}
+
+// Copies of a weight gradient, in the order of the sorted columns; the first may be the gradient itself.
+struct Copies {
+    float *first, *others;  // others: with room for the first, too
+    int64_t stride, count;
+    const int32_t* order;   // null: as it is
+};
+
+// The sums of stored columns [k, end) over all copies, to where the order says that they stand.
+void add_copies(const Stored& m, const Copies& c, int64_t k, int64_t end, float* dw) {
+    while (k < end) {
+        const int64_t stop = least(end, k + most<int64_t>(1, kSummed / m.height)), last = stop * m.height;
+        for (int64_t t = 1; t < c.count; ++t) {
+            const float* other = c.others + t * c.stride;
+            int64_t i = k * m.height;
+            for (; i + kLanes <= last; i += kLanes) store(c.first + i, load(c.first + i) + load(other + i));
+            for (; i < last; ++i) c.first[i] += other[i];
+        }
+        for (; c.order != nullptr && k < stop; ++k) copy_column(c.first + k * m.height, dw + c.order[k] * m.height, m.height);
+        k = stop;
+    }
 }
 
 }  // namespace
@@ -149,10 +175,14 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
     Backward parts[2];
-    int64_t floats = 0;
+    int64_t floats = 0, shared = 0;
     for (int i = 0; i < plans.count; ++i) {
         Backward& b = parts[i];
         b.plan = plans.parts[i];
+        if (b.plan.folded()) {
+            shared = few_backward_floats(b.plan);
+            continue;
+        }
         b.dot_lines = most<int64_t>(1, kDotFloats / (b.plan.vectors * kLanes));
         b.block = most(least(b.dot_lines, b.plan.out_height), slab_grain(b.plan.out));
         b.lines = window_lines(image, b.plan.in, b.block);
@@ -161,7 +191,7 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
     const int64_t shares = up(sorting.kinds(), 8);
     Scratch scratch(plans_bytes(plans, m, sorting, threads) +
-                    threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + 1024);
+                    threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + shared * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     for (int i = 0; i < plans.count; ++i) {
@@ -176,25 +206,25 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     }
     const int32_t* order = parts[0].a.order;
     float* buffers = memory.take<float>(threads * floats);
+    float* few = memory.take<float>(shared);
     float* copies = memory.take<float>(threads * private_dw);
     Share* all_shares = memory.take<Share>(threads * shares);
+    // Where there are few images alone, every thread has row groups of its own to add to.
+    const bool together = parts[0].plan.folded();
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-        float* my_dw = dw == nullptr ? nullptr : id == 0 && order == nullptr ? dw : copies + id * private_dw;
-        if (my_dw != nullptr) std::memset(my_dw, 0, static_cast<size_t>(weights) * 4);
-        for (int i = 0; i < plans.count; ++i) backward_share(parts[i], id, team, buffers + id * floats, all_shares + id * shares, my_dw);
-        drain_streams();
-#pragma omp barrier
-        for (int64_t k = m.stored * id / team; dw != nullptr && k < m.stored * (id + 1) / team; ++k) {
-            float* to = dw + (order != nullptr ? order[k] : k) * m.height;
-            const float* first = order != nullptr ? copies : dw;
-            for (int64_t r = 0; r < m.height; ++r) {
-                float sum = first[k * m.height + r];
-                for (int64_t t = 1; t < team; ++t) sum += copies[t * private_dw + k * m.height + r];
-                to[r] = sum;
-            }
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads(), sums = together ? 1 : team;
+        float* sum_of = dw == nullptr ? nullptr : (together || id == 0) && order == nullptr ? dw : copies + (together ? 0 : id * private_dw);
+        const int64_t begin = together ? weights * id / team : 0, end = together ? weights * (id + 1) / team : weights;
+        if (dw != nullptr) std::memset(sum_of + begin, 0, static_cast<size_t>(end - begin) * 4);
+        for (int i = 0; i < plans.count; ++i) {
+            backward_share(parts[i], id, team, buffers + id * floats, few, all_shares + id * shares, sum_of);
         }
+        drain_streams();
+        const bool add = dw != nullptr && (sums > 1 || order != nullptr);
+#pragma omp barrier
+        const Copies all{order == nullptr ? dw : copies, copies, private_dw, sums, order};
+        if (add) add_copies(m, all, m.stored * id / team, m.stored * (id + 1) / team, dw);
     }
     return nullptr;
 }

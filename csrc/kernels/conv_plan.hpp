@@ -37,6 +37,8 @@ struct Plan : Shapes {
     Image image;    // of these images alone
     int64_t first;  // of them, in the batch
     By by;
+
+    bool folded() const { return in.row > 0; }
 };
 
 struct Plans {
@@ -50,6 +52,10 @@ OW_INLINE By sorted_by(const Stored& m, const Image& image, int64_t lanes) {
     if (image.taps() == 1) return By::kNothing;
     if (lanes == kBatchLanes && m.height >= 8 && narrow) return By::kTap;
     return image.pad_h > 0 && image.out_height() <= kShort ? By::kTapLine : By::kNothing;
+}
+
+OW_INLINE Plan folded_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes) {
+    return {folded_shapes(m, image, lanes), image, first, By::kNothing};
 }
 
 OW_INLINE Plan make_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes, By by, bool plain_in, bool plain_out) {
@@ -67,10 +73,14 @@ OW_INLINE Plans make_plans(const Stored& m, const Image& image, bool plain_in, b
     Image most_images = image, few = image;
     if (split) most_images.batch = whole;
     few.batch = rest;
+    if (!blocked && whole == 0 && folds(m, image, lanes)) return {{folded_plan(m, image, 0, lanes), {}}, 1};
     const By by = sorted_by(m, image, lanes);
     Plans plans{{make_plan(m, most_images, 0, lanes, by, plain_in, plain_out), {}}, 1};
     if (!split) return plans;
-    plans.parts[plans.count++] = make_plan(m, few, whole, batch_lanes(rest), by == By::kTap ? By::kTapLine : by, plain_in, plain_out);
+    const int64_t few_lanes = batch_lanes(rest);
+    const By few_by = by == By::kTap ? By::kTapLine : by;
+    plans.parts[plans.count++] = folds(m, few, few_lanes) ? folded_plan(m, few, whole, few_lanes)
+                                                          : make_plan(m, few, whole, few_lanes, few_by, plain_in, plain_out);
     return plans;
 }
 
@@ -104,7 +114,7 @@ OW_INLINE Failure lower_for(const Stored& m, const Plan& p, const Sorting& sorti
 
 // The kinds of columns that output line h uses, where they are sorted by lines of taps.
 OW_INLINE Range kinds_of_line(const Plan& p, const Sorted& a, int64_t h) {
-    if (p.by != By::kTapLine) return {0, 1};
+    if (p.by != By::kTapLine) return {0, a.kinds};
     const Range lines = taps_of_line(p.image, h);
     const int64_t each = a.kinds / p.image.kernel_h;
     return {lines.from * each, lines.to * each};

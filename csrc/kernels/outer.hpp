@@ -3,12 +3,11 @@
 #pragma once
 
 #include "panels.hpp"
+#include "storage.hpp"
 #include "tiles.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
-
-typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
 
 // Whether it is computed so for groups of this height.
 OW_INLINE bool fills_vectors(int64_t height) { return kOuter.columns > 1 && height % kLanes == 0; }
@@ -100,7 +99,7 @@ OW_INLINE void outer_columns(int64_t count, const Outer& o) {
         const int64_t group = i / h, first = a.offsets[group], count = a.ends[group] - first;
         const int64_t tiles = (count + kOuter.columns - 1) / kOuter.columns;
         Bits real;
-        for (int l = 0; l < kLanes; ++l) real[l] = a.rows[i + l] < 0 ? 0 : -1;
+        for (int l = 0; l < kLanes; ++l) real[l] = a.rows[i + l] < 0 ? 0 : ~0u;
         turn_rows(g, a.rows + i, samples, turned);
         for (int64_t t = 0; t < tiles; ++t) {
             const int64_t k = first + count * t / tiles, columns = first + count * (t + 1) / tiles - k;

@@ -33,6 +33,7 @@ struct SlabShape {
     bool plain;                  // the tensor is NCHW, where short lines cost
     int64_t spare = 0;           // channels after the tensor's, which packing leaves alone
     int64_t in_cache_line = 16;  // elements
+    int64_t row = 0, pitch = 0;  // pixels of an image line, and places from one to the next, where a slab's line holds them all
 };
 
 OW_INLINE int64_t slab_channel(const SlabShape& s) { return odd_lines(s.phases * s.pixels * s.lanes, s.in_cache_line); }
@@ -54,7 +55,8 @@ OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
     for (int64_t p = 0; p < places; ++p) holes[p] = 1;
     bool cropped = false;
     for (int64_t w = 0; w < s.width; ++w) {
-        const int64_t padded = w + s.pad_left, place = padded % s.phases * s.pixels + padded / s.phases;
+        const int64_t padded = s.pad_left + (s.row > 0 ? w / s.row * s.pitch + w % s.row : w);
+        const int64_t place = padded % s.phases * s.pixels + padded / s.phases;
         const bool out = padded < 0 || padded / s.phases >= s.pixels;
         cropped = cropped || out;
         if (!out) holes[place] = 0;
@@ -65,7 +67,7 @@ OW_INLINE Slab make_slab(const SlabShape& s, Memory& memory) {
         if (holes[p]) holes[n++] = static_cast<int32_t>(p * s.lanes);
     }
     return {s.lanes, s.images, s.channels, s.height, s.width, s.pad_top, slab_channel(s), line, grain, at, holes, n, cropped,
-            s.phases == 1 && !cropped};
+            s.phases == 1 && !cropped && s.row == 0};
 }
 
 template <typename T>

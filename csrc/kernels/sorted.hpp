@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "../sortings.hpp"
 #include "memory.hpp"
 #include "tiles.hpp"
 
@@ -27,8 +28,8 @@ struct Sorting {
 struct Sorted {
     Lowered a;              // columns and values in their new order
     const int32_t* starts;  // [windows][kinds + 1][stride]: where the columns of each kind begin, and where the last end
-    const int32_t* order;   // [stored]: where each column stood
-    const int32_t* ids;     // [stored]: the columns as they stood
+    const int32_t* order;   // [stored]: where each column's values are
+    const int32_t* ids;     // [stored]: the columns in their new order
     int64_t windows, kinds, stride;
     bool whole;             // nothing was sorted, and starts, order and ids are null
 
@@ -44,19 +45,14 @@ struct Sorted {
 
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
-    return (m.n_columns * 2 + m.stored * (3 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
+    return (m.n_columns * 2 + m.stored * (4 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
 }
-
-// Where a column's non-zeros go, and which offset they get: a number for every kind in every window.
-struct Place {
-    int32_t cell, offset;
-};
 
 // Where one thread counts and places the columns of a group.
 struct Cells {
-    const Place* of;  // [n_columns]
-    int32_t* mine;    // [cells]
-    int64_t cells;    // with one for the end of each window's last
+    const int32_t* of;  // [n_columns]: a number for every kind in every window
+    int32_t* mine;      // [cells]
+    int64_t cells;      // with one for the end of each window's last
 };
 
 // The columns of group g are read once, here: another thread may write to the pattern, and these are what has been checked.
@@ -68,7 +64,7 @@ OW_INLINE bool count_group(const Stored& m, const Lowered& a, const Cells& c, in
         const uint32_t column = static_cast<uint32_t>(m.columns[k]);
         right = right && column < limit;
         ids[k] = static_cast<int32_t>(column);
-        if (column < limit) ++c.mine[c.of[column].cell];
+        if (column < limit) ++c.mine[c.of[column]];
     }
     for (int64_t cell = 0; cell < c.cells; ++cell) starts[cell * stride + g] = c.mine[cell];
     return right;
@@ -89,67 +85,83 @@ OW_INLINE void add_up(const Sorting& s, int64_t groups, int32_t* starts, int64_t
     }
 }
 
-// Writes order, offsets, and the values of single rows: whole columns of them are faster read out of order than written so.
-OW_INLINE bool place_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, const int32_t* ids, const int32_t* starts,
-                           int64_t stride, int32_t* columns, int32_t* order, float* values) {
+// Writes the ids of the columns in their new order, and where their values are.
+OW_INLINE bool place_group(const Stored& m, const Lowered& a, const Cells& c, int64_t g, const int32_t* stood, const int32_t* starts,
+                           int64_t stride, int32_t* ids, int32_t* order) {
     const uint32_t stored = static_cast<uint32_t>(m.stored);
     bool right = true;
     for (int64_t cell = 0; cell < c.cells; ++cell) c.mine[cell] = starts[cell * stride + g];
     for (int32_t k = a.offsets[g]; k < a.offsets[g + 1]; ++k) {
-        const Place place = c.of[ids[k]];
-        const int32_t to = c.mine[place.cell]++;
-        columns[to] = place.offset;
-        order[to] = k;
-        if (m.values == nullptr || m.height > 1) continue;
-        const uint32_t given = static_cast<uint32_t>(m.order != nullptr ? m.order[k] : k);
-        right = right && given < stored;
-        values[to] = m.values[given < stored ? given : 0];
+        const int32_t to = c.mine[c.of[stood[k]]]++, given = m.order != nullptr ? m.order[k] : k;
+        right = right && static_cast<uint32_t>(given) < stored;
+        ids[to] = stood[k];
+        order[to] = given;
     }
     return right;
 }
 
-OW_INLINE void copy_column(const float* __restrict from, float* __restrict to, int64_t height) {
-    for (int64_t r = 0; r < height; ++r) to[r] = from[r];
-}
-
-// Lowers and sorts the columns of a matrix whose rows are lowered; columns of one kind keep their order.
-[[maybe_unused]] static Failure sort_columns(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
-                                             int threads, Sorted& out) {
+// Sorts the columns, those of one kind as they stood.
+[[maybe_unused]] static Failure make_order(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
+                                           int threads, int32_t* ids, int32_t* order, int32_t* starts) {
     const int64_t kinds = s.kinds(), channels = (m.n_columns / s.taps + s.windows - 1) / s.windows, cells = s.starts();
     const int64_t stride = odd_lines(m.groups);
-    Place* places = memory.take<Place>(m.n_columns);
-    int32_t* ids = memory.take<int32_t>(m.stored);
-    int32_t* columns = memory.take<int32_t>(m.stored);
-    int32_t* order = memory.take<int32_t>(m.stored);
-    float* values = memory.take<float>(m.stored * m.height);
-    int32_t* starts = memory.take<int32_t>(cells * stride);
+    int32_t* places = memory.take<int32_t>(m.n_columns);
     int32_t* cursors = memory.take<int32_t>(cells * up(threads, 16));
-    for_columns(m, at, [&](int64_t c, int64_t channel, int64_t tap, int32_t offset) {
+    int32_t* stood = memory.take<int32_t>(m.stored);
+    for_columns(m, at, [&](int64_t c, int64_t channel, int64_t tap, int32_t) {
         const int64_t kind = s.by == By::kTap ? tap : s.by == By::kTapLine ? tap / s.taps_in_line : 0;
-        places[c] = {static_cast<int32_t>(channel / channels * (kinds + 1) + kind), offset};
+        places[c] = static_cast<int32_t>(channel / channels * (kinds + 1) + kind);
     });
     bool wrong = false;
 #pragma omp parallel num_threads(threads) if (m.stored > 4096)
     {
         const Cells own{places, cursors + omp_get_thread_num() * cells, cells};
 #pragma omp for schedule(static) reduction(|| : wrong)
-        for (int64_t g = 0; g < m.groups; ++g) wrong = !count_group(m, rows, own, g, ids, starts, stride) || wrong;
+        for (int64_t g = 0; g < m.groups; ++g) wrong = !count_group(m, rows, own, g, stood, starts, stride) || wrong;
         const bool stop = wrong;
 #pragma omp single
         if (!stop) add_up(s, m.groups, starts, stride);
 #pragma omp for schedule(static) reduction(|| : wrong)
         for (int64_t g = stop ? m.groups : 0; g < m.groups; ++g) {
-            wrong = !place_group(m, rows, own, g, ids, starts, stride, columns, order, values) || wrong;
-        }
-#pragma omp for schedule(static)
-        for (int64_t k = stop || m.values == nullptr || m.height == 1 ? m.stored : 0; k < m.stored; ++k) {
-            copy_column(m.values + order[k] * m.height, values + k * m.height, m.height);
+            wrong = !place_group(m, rows, own, g, stood, starts, stride, ids, order) || wrong;
         }
     }
-    if (wrong) return "the pattern's columns are out of range";
-    out = {rows, starts, order, ids, s.windows, kinds, stride, false};
+    return wrong ? "the pattern's columns are out of range" : nullptr;
+}
+
+OW_INLINE void copy_column(const float* from, float* to, int64_t height) {
+    int64_t r = 0;
+    for (; r + kLanes <= height; r += kLanes) store(to + r, load(from + r));
+    for (; r + 4 <= height; r += 4) *reinterpret_cast<QuadInMemory*>(to + r) = *reinterpret_cast<const QuadInMemory*>(from + r);
+    for (; r < height; ++r) to[r] = from[r];
+}
+
+// Lowers and sorts the columns of a matrix whose rows are lowered.
+[[maybe_unused]] static Failure sort_columns(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
+                                             int threads, Sorted& out) {
+    const int64_t stride = odd_lines(m.groups), cells = s.starts();
+    const SortingKey key{m.n_columns, m.groups, m.stored, s.taps, s.taps_in_line, s.windows, static_cast<int64_t>(s.by)};
+    int32_t* offsets = memory.take<int32_t>(m.n_columns);
+    int32_t* columns = memory.take<int32_t>(m.stored);
+    float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored * m.height);
+    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr, nullptr} : m.sortings->find(key);
+    if (known.ids == nullptr) {
+        int32_t* ids = memory.take<int32_t>(m.stored);
+        int32_t* order = memory.take<int32_t>(m.stored);
+        int32_t* starts = memory.take<int32_t>(cells * stride);
+        if (Failure wrong = make_order(m, rows, at, s, memory, threads, ids, order, starts)) return wrong;
+        known = {ids, order, starts};
+        if (m.sortings != nullptr) m.sortings->keep(key, known, cells * stride);
+    }
+    for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
+#pragma omp parallel for schedule(static) num_threads(threads) if (m.stored > 4096)
+    for (int64_t k = 0; k < m.stored; ++k) {
+        columns[k] = offsets[known.ids[k]];
+        if (values != nullptr) copy_column(m.values + known.order[k] * m.height, values + k * m.height, m.height);
+    }
+    out = {rows, known.starts, known.order, known.ids, s.windows, s.kinds(), stride, false};
     out.a.columns = columns;
-    if (m.values != nullptr) out.a.values = values;
+    if (values != nullptr) out.a.values = values;
     return nullptr;
 }
 
@@ -160,7 +172,7 @@ OW_INLINE void sort_like(const Sorted& before, const Stored& m, const Lowered& r
     int32_t* columns = memory.take<int32_t>(m.stored);
     for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
 #pragma omp parallel for schedule(static) num_threads(threads) if (m.stored > 16384)
-    for (int64_t k = 0; k < m.stored; ++k) columns[k] = offsets[before.ids[before.order[k]]];
+    for (int64_t k = 0; k < m.stored; ++k) columns[k] = offsets[before.ids[k]];
     out = before;
     out.a = rows;
     out.a.columns = columns;

@@ -40,21 +40,37 @@ OW_INLINE void gather_tile(const float* in, const int32_t* columns, const float*
     }
 }
 
-// The columns [begin, end) of a single row, added to out where they are not its first.
+// The columns [begin, end) of a single row, added to out where they are not its first.  A few vectors alone would wait for their own
+// last additions: they have several sums each.
 template <int NV>
 OW_INLINE void add_columns(const float* in, const int32_t* columns, const float* values, int32_t begin, int32_t end, bool first, float bias,
                            float* out) {
-    Vec acc[NV];
+    constexpr int kSums = NV > 2 ? 1 : 4 / NV;
+    Vec acc[kSums][NV];
     OW_UNROLL
-    for (int v = 0; v < NV; ++v) acc[v] = first ? broadcast(bias) : load(out + kLanes * v);
-    for (int32_t k = begin; k < end; ++k) {
+    for (int v = 0; v < NV; ++v) {
+        acc[0][v] = first ? broadcast(bias) : load(out + kLanes * v);
+        OW_UNROLL
+        for (int i = 1; i < kSums; ++i) acc[i][v] = Vec{};
+    }
+    const auto add = [&](int32_t k, Vec (&sum)[NV]) {
         const float* from = in + columns[k];
         const Vec value = broadcast(values[k]);
         OW_UNROLL
-        for (int v = 0; v < NV; ++v) acc[v] += value * load(from + kLanes * v);
+        for (int v = 0; v < NV; ++v) sum[v] += value * load(from + kLanes * v);
+    };
+    int32_t k = begin;
+    for (; k + kSums <= end; k += kSums) {
+        OW_UNROLL
+        for (int i = 0; i < kSums; ++i) add(k + i, acc[i]);
     }
+    for (; k < end; ++k) add(k, acc[0]);
     OW_UNROLL
-    for (int v = 0; v < NV; ++v) store(out + kLanes * v, acc[v]);
+    for (int v = 0; v < NV; ++v) {
+        OW_UNROLL
+        for (int i = 1; i < kSums; ++i) acc[0][v] += acc[i][v];
+        store(out + kLanes * v, acc[0][v]);
+    }
 }
 
 // input gradient: in[column k] += sum_row w[k][row] * out[row]

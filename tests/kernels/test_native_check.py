@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 KERNELS = [path for path in sorted((ROOT / "csrc/kernels").glob("*.cpp")) if "bf16" not in path.name]
 SOURCES = [
     *KERNELS,
-    *(ROOT / "csrc" / name for name in ("lower.cpp", "scratch.cpp", "segments.cpp")),
+    *(ROOT / "csrc" / name for name in ("lower.cpp", "scratch.cpp", "segments.cpp", "sortings.cpp")),
     Path(__file__).with_name("native_check.cpp"),
 ]
 # Optimising more, as CMakeLists.txt does, takes longer than the check.

@@ -94,7 +94,7 @@ def _imported(backend: str) -> bool:
 
 def kept_bytes(cols: Tensor) -> int:
     """Bytes of index that backends keep beside the pattern with these columns, as long as it lives."""
-    loaded = [sys.modules[module] for name, there in _loaded.items() if there for module in MODULES[name]]
+    loaded = [sys.modules[module] for modules in MODULES.values() for module in modules if module in sys.modules]
     return sum(module.kept_bytes(cols) for module in loaded if hasattr(module, "kept_bytes"))
 
 

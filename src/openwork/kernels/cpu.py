@@ -11,6 +11,7 @@ over threads: that is the same, bit for bit, in every run with the same number o
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ _NONE = (*(0,) * 7, 1)
 _transposed = WeakTensorKeyDictionary()
 _transposed_lock = threading.Lock()
 _cut = WeakTensorKeyDictionary()
+_sorted = WeakTensorKeyDictionary()
+_ORDERS = 4  # a layer needs two, one more for batches of another kind
+_UNSORTED = native.Sortings(0)
 
 
 @register("linear", "cpu")
@@ -88,7 +92,7 @@ def _windows(pattern: Pattern, batch: int, *, turned: bool) -> _Windows:
     # Kept like the transposition, for the batch used last and for one of another size, such as the last of an epoch.
     # Whoever uses them holds them meanwhile: another thread may need a third.
     width = native.segment_width(batch)
-    key = (pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    key = versions(pattern)
     with _transposed_lock:
         known: dict[tuple[bool, int], tuple[tuple[int, ...], _Index]] = _cut.setdefault(pattern.cols, {})
         found = known.get((turned, width))
@@ -117,8 +121,9 @@ def conv2d(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, win
     size = (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], pattern.shape[0], *window.output_size(*size))
     native.conv_forward(
-        nchw(x), (y.data_ptr(), 0, 0), address(bias), len(x), *geometry(size, window), *stored(pattern, values), threads()
-    )
+        nchw(x), (y.data_ptr(), 0, 0), address(bias), len(x), *geometry(size, window), *stored(pattern, values),
+        sortings(pattern), threads(),
+    )  # fmt: skip
     return y
 
 
@@ -156,23 +161,26 @@ def conv2d_gradients(
         dvalues: ``[K, h]`` or None.
         narrow: whether activations are bfloat16.
     """
-    forward, backward = native.conv_forward, native.conv_backward
-    if narrow:
-        forward, backward = native.conv_forward_bf16, native.conv_backward_bf16
+    forward: Callable[..., None] = native.conv_forward_bf16 if narrow else native.conv_forward
+    backward: Callable[..., None] = native.conv_backward_bf16 if narrow else native.conv_backward
     if values is not None and gathers(pattern, window):
         flipped = geometry(window.output_size(*input_size), mirrored(window))
-        forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), threads())
+        order = () if narrow else (_UNSORTED,)
+        forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), *order, threads())
         dx = (0, 0, 0)
     if any(dx) or dvalues is not None:
         size = geometry(input_size, window)
-        backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), threads())
+        order = () if narrow else (sortings(pattern),)
+        backward(g, x, dx, address(dvalues), batch, *size, *stored(pattern, values), *order, threads())
 
 
 def kept_bytes(cols: Tensor) -> int:
-    """Bytes of index that are kept beside the pattern with these columns: transposed, and cut into windows."""
+    """Bytes of index that are kept beside the pattern with these columns: transposed, cut into windows, and sorted."""
     with _transposed_lock:
         found = [_transposed.get(cols), *_cut.get(cols, {}).values()]
-    return sum(part.numel() * part.element_size() for kept in found if kept is not None for part in kept[1])
+        orders = _sorted.get(cols)
+    index = sum(part.numel() * part.element_size() for kept in found if kept is not None for part in kept[1])
+    return index + (0 if orders is None else orders[1].bytes)
 
 
 def scratch_bytes() -> int:
@@ -230,6 +238,26 @@ def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
     )  # fmt: skip
 
 
+def versions(pattern: Pattern) -> tuple[int, ...]:
+    """What changes with every change in place of the index."""
+    return pattern.cols._version, pattern.offsets._version, pattern.rows._version
+
+
+def sortings(pattern: Pattern) -> native.Sortings:
+    """How convolutions sorted a pattern's columns, as the native module keeps it for them.
+
+    Of single rows it keeps nothing: that would take more memory than their values.
+    """
+    if pattern.height == 1:
+        return _UNSORTED
+    key = versions(pattern)
+    with _transposed_lock:
+        found: tuple[tuple[int, ...], native.Sortings] | None = _sorted.get(pattern.cols)
+        if found is None or found[0] != key:
+            found = _sorted[pattern.cols] = (key, native.Sortings(_ORDERS))
+    return found[1]
+
+
 def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
     """The transposed weight of a pattern of height 1, its values taken through ``order``."""
     offsets, cols, order = _transposition(pattern, taps)
@@ -240,7 +268,7 @@ def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
 
 def _transposition(pattern: Pattern, taps: int) -> _Index:
     # The index tensors of a layer live until its topology changes, so the transposition is kept with them.
-    key = (taps, pattern.cols._version, pattern.offsets._version, pattern.rows._version)
+    key = (taps, *versions(pattern))
     with _transposed_lock:
         found = _transposed.get(pattern.cols)
     if found is not None and found[0] == key:

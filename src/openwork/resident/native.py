@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import openwork._native as native
-from openwork.kernels.cpu import address, conv2d_gradients, geometry, nchw, stored, threads
+from openwork.kernels.cpu import address, conv2d_gradients, geometry, nchw, sortings, stored, threads
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 from openwork.resident.formula import Formula, Size, blocked_shape, size_of
@@ -133,9 +133,10 @@ def conv2d(x: Activation, values: Tensor, pattern: Pattern, bias: Tensor | None,
     batch, _, *image = size_of(x)
     size = (batch, pattern.shape[0], *window.output_size(image[0], image[1]))
     out, lines = torch.empty(blocked_shape(size), dtype=x.dtype), torch.empty(line_shape(size))
+    order = () if x.dtype == torch.bfloat16 else (sortings(pattern),)
     _of("conv_forward", x.dtype)(
         parts(x), (0, out.data_ptr(), lines.data_ptr()), address(bias), batch,
-        *geometry((image[0], image[1]), window), *stored(pattern, values), threads(),
+        *geometry((image[0], image[1]), window), *stored(pattern, values), *order, threads(),
     )  # fmt: skip
     return Formula(size, out), lines
 

@@ -1,0 +1,118 @@
+// The last images of a batch where they are so few that a line of theirs would not fill a vector: all lines of an image lie side by
+// side, so that one pass over the weights serves them all.  Threads share the row groups, not the lines; the functions here are called
+// by all of them at once.
+#pragma once
+
+#include "conv_plan.hpp"
+
+namespace openwork {
+namespace OPENWORK_ISA_NAMESPACE {
+
+constexpr int64_t kFoldedParts = 4;  // sums that make up an input gradient, whatever the number of threads
+
+// The parts of a plan that is folded: its slabs, the matrix, and memory that all threads share.
+struct FewImages {
+    Slab in, out;
+    const Sorted& a;
+    int64_t vectors;
+    float *x, *y, *dx;  // one line of `in` or `out` each; dx kFoldedParts
+
+    Range channels(const Slab& s, int64_t id, int64_t team) const { return {s.channels * id / team, s.channels * (id + 1) / team}; }
+    Range groups(int64_t part, int64_t parts) const { return {share(a.a, part, parts), share(a.a, part + 1, parts)}; }
+};
+
+OW_INLINE int64_t few_forward_floats(const Shapes& p) { return slab_line(p.in) + slab_line(p.out); }
+OW_INLINE int64_t few_backward_floats(const Shapes& p) { return (1 + kFoldedParts) * slab_line(p.in) + slab_line(p.out); }
+
+OW_INLINE FewImages few_images(const Shapes& p, const Slab& in, const Slab& out, const Sorted& a, float* memory) {
+    float* y = memory + in.line;
+    return {in, out, a, p.vectors, memory, y, y + out.line};
+}
+
+OW_INLINE Move move_channel(const Slab& s) { return {s.at, s.width, s.channels * s.width, s.images, s.lanes, false, false}; }
+
+OW_INLINE void pack_channels(const Slab& s, const float* x, Range c, float* line) {
+    std::memset(line + c.from * s.channel, 0, static_cast<size_t>((c.to - c.from) * s.channel) * 4);
+    for (; c.from < c.to; ++c.from) pack(move_channel(s), x + c.from * s.width, line + c.from * s.channel);
+}
+OW_INLINE void unpack_channels(const Slab& s, const float* line, Range c, float* y) {
+    for (; c.from < c.to; ++c.from) unpack(move_channel(s), line + c.from * s.channel, y + c.from * s.width);
+}
+
+// Row groups `g` of a matrix alone.
+OW_INLINE Lowered only_groups(Lowered a, Range g) {
+    a.offsets += g.from, a.ends += g.from;
+    a.rows += g.from * a.height, a.bias += g.from * a.height;
+    a.full_groups = most<int64_t>(0, a.full_groups - g.from);
+    a.groups = g.to - g.from;
+    return a;
+}
+
+template <typename Op>
+OW_INLINE void few_pieces(const Lowered& a, typename Op::In* in, typename Op::Out* out, int64_t vectors) {
+    const int64_t piece = piece_of(a.height, vectors);
+    for (int64_t v = 0; v < vectors; v += piece) {
+        product<Op>(a, 0, a.groups, in + v * kLanes, out + v * kLanes, least(piece, vectors - v), 1);
+    }
+}
+
+[[maybe_unused]] static void few_forward(const FewImages& f, const float* x, const float* bias, float* y, int64_t id, int64_t team) {
+    pack_channels(f.in, x, f.channels(f.in, id, team), f.x);
+#pragma omp barrier
+    const Range groups = f.groups(id, team);
+    const int64_t piece = piece_of(f.a.a.height, f.vectors);
+    if (f.a.windows > 1) {
+        for (int64_t v = 0; v < f.vectors; v += piece) {
+            for (int64_t w = 0; w < f.a.windows; ++w) {
+                const Lowered window = only_groups(f.a.range(w, 0, f.a.kinds), groups);
+                cut_product(window, w == 0, f.x + v * kLanes, f.y + v * kLanes, least(piece, f.vectors - v));
+            }
+        }
+    } else {
+        few_pieces<Gather>(only_groups(f.a.range(0, 0, f.a.kinds), groups), f.x, f.y, f.vectors);
+    }
+    if (id == 0) fill_missing(f.a.a, bias, f.y, f.out.channel, f.vectors);
+#pragma omp barrier
+    unpack_channels(f.out, f.y, f.channels(f.out, id, team), y);
+}
+
+// Adds to dw the weight gradients of row groups `g`.
+OW_INLINE void few_dots(const FewImages& f, Range g, float* dw) {
+    const Places places{1, 0, 0, f.vectors};
+    for (int64_t w = 0; w < f.a.windows; ++w) {
+        const Lowered window = f.a.range(w, 0, f.a.kinds);
+        dots(window, g.from, g.to, f.x, f.y, places, dw);
+    }
+}
+
+OW_INLINE void few_scatter(const FewImages& f, Range g, float* dx) {
+    zero_lines(f.in, dx, 1);
+    for (int64_t w = 0; w < f.a.windows; ++w) {
+        few_pieces<Scatter>(only_groups(f.a.range(w, 0, f.a.kinds), g), dx, f.y, f.vectors);
+    }
+}
+
+// A dx or dw that is null is not computed; dw needs x.  Every thread adds the weight gradients of its own groups to its dw.
+[[maybe_unused]] static void few_backward(const FewImages& f, const float* g, const float* x, float* dx, float* dw, int64_t id,
+                                          int64_t team) {
+    pack_channels(f.out, g, f.channels(f.out, id, team), f.y);
+    if (dw != nullptr) pack_channels(f.in, x, f.channels(f.in, id, team), f.x);
+#pragma omp barrier
+    if (dw != nullptr) few_dots(f, f.groups(id, team), dw);
+    for (int64_t part = id; dx != nullptr && part < kFoldedParts; part += team) {
+        few_scatter(f, f.groups(part, kFoldedParts), f.dx + part * f.in.line);
+    }
+#pragma omp barrier
+    if (dx == nullptr) return;
+    const Range mine = f.channels(f.in, id, team);
+    for (int64_t i = mine.from * f.in.channel; i < mine.to * f.in.channel; i += kLanes) {
+        Vec sum = load(f.dx + i);
+        OW_UNROLL
+        for (int64_t part = 1; part < kFoldedParts; ++part) sum += load(f.dx + part * f.in.line + i);
+        store(f.dx + i, sum);
+    }
+    unpack_channels(f.in, f.dx, mine, dx);
+}
+
+}  // namespace OPENWORK_ISA_NAMESPACE
+}  // namespace openwork
