@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
 import tracemalloc
 import weakref
@@ -108,10 +109,11 @@ def test_a_large_mlp_stores_what_is_active_and_trains_without_a_dense_tensor(lay
     stored = sum(row.stored_bytes for row in sparsity.report().rows)
     kept = sum(module.kept_bytes for module in sparsity.layers.values())
     assert stored == indices + kept + n_bytes(module.values for module in sparsity.layers.values())
-    # For single rows a cut index of 16-bit columns and of order, with an offset for every row and 88 columns: for both layers'
+    # For single rows a cut index of 16-bit columns and of order, with an offset for every row and window: for both layers'
     # outputs and the one gradient of an input that is wanted.  Nothing for blocks.
     first, second = (module.pattern.nnz for module in sparsity.layers.values())
-    cut = 6 * (first + 2 * second) + 3 * 4 * (SIZE * -(-SIZE // 88) + 1)
+    width = importlib.import_module("openwork._native").segment_width(8)
+    cut = 6 * (first + 2 * second) + 3 * 4 * (SIZE * -(-SIZE // width) + 1)
     assert kept == (cut if layout == "unstructured" else 0)
     held = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     held = [tensor for tensor in held if not isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)]
