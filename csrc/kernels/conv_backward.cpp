@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
 constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
 constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
-constexpr int64_t kSummed = 2 << 10;         // weights that stay in L1 while copies of their gradients are summed
-constexpr int64_t kFewestColumns = 24;       // of a row in such a window, at least
+constexpr int64_t kSummed = 2 << 10;      // weights that stay in L1 while copies of their gradients are summed
+constexpr int64_t kFewestColumns = 24;    // of a row in such a window, at least
 
 // The places over which a tap's weight gradients are summed.
 struct Share {

@@ -223,7 +223,7 @@ bool weight_gradient(const Matrix& m, int64_t from, int64_t to, const Panels& pa
 
 // What a thread has found in the index.  Copied values are only used once every thread has checked and copied its own.
 class Checks {
-   public:
+public:
     explicit Checks(bool copied) : copied_(copied) {}
     bool all(bool good) {
         note(good);
@@ -238,7 +238,7 @@ class Checks {
     }
     Failure failure() const { return wrong_ == 0 ? nullptr : "the pattern's columns are out of range"; }
 
-   private:
+private:
     bool copied_;
     int wrong_ = 0;
 };

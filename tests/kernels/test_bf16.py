@@ -4,13 +4,9 @@ bfloat16 has 8 significant bits.  Operands that are rounded already make product
 float32 sum and, of results that are bfloat16, one rounding of half a unit in the last place, 2^-9.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from builds import assert_runs
 from problems import random_pattern, random_values
 
 import openwork
@@ -186,9 +182,7 @@ def test_mixed_without_autocast_is_refused():
 
 
 SCRIPT = """
-import sys
 import torch
-sys.path.insert(0, {here!r})
 from test_bf16 import ROUNDED, SUMMED, assert_near, expected, problem, products
 from openwork import _native
 assert _native.isa() == {isa!r}, _native.isa()
@@ -204,9 +198,4 @@ for height in (1, 4, 5, 16):
 
 @pytest.mark.parametrize("isa", _native.supported_isas())
 def test_every_build(isa):
-    here = Path(__file__).parent
-    env = os.environ | {"OPENWORK_ISA": isa, "PYTHONPATH": str(Path(openwork.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(here=str(here), isa=isa)], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert_runs(SCRIPT, isa)

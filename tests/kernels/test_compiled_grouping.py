@@ -1,13 +1,9 @@
 """Compiled row similarity and clustering against the Python functions that say what they do: bit for bit, ties included."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from builds import assert_runs
 
 from openwork import _native
 from openwork.layouts import compiled
@@ -177,7 +173,4 @@ test_common_columns_are_those_of_the_reference(130, 4608, 0.5, 2, torch.set_num_
 
 @pytest.mark.parametrize("isa", _native.supported_isas())
 def test_every_build_says_the_same(isa):
-    paths = os.pathsep.join([str(Path(__file__).parent), *(p for p in sys.path if p)])
-    env = os.environ | {"OPENWORK_ISA": isa, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", CHECK.format(isa=isa)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert_runs(CHECK, isa)

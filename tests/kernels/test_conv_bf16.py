@@ -3,20 +3,15 @@
 The bounds are those of ``test_bf16.py``.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from builds import assert_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import HEIGHTS, Conv, convs, dense_weight, random_pattern, random_values
 from test_bf16 import ROUNDED, SUMMED, assert_near
 
-import openwork
 from openwork import _native
 from openwork.kernels import cpu, cpu_bf16, ops
 from openwork.kernels.window import Window
@@ -244,9 +239,7 @@ def test_wrong_dtypes_are_refused():
 
 
 SCRIPT = """
-import sys
 import torch
-sys.path.insert(0, {here!r})
 from test_conv_bf16 import CONVS, compare, problem
 from openwork import _native
 assert _native.isa() == {isa!r}, _native.isa()
@@ -259,9 +252,4 @@ for height in (1, 4, 5, 16):
 
 @pytest.mark.parametrize("isa", _native.supported_isas())
 def test_every_build(isa):
-    here = Path(__file__).parent
-    env = os.environ | {"OPENWORK_ISA": isa, "PYTHONPATH": str(Path(openwork.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(here=str(here), isa=isa)], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert_runs(SCRIPT, isa)

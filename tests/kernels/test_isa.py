@@ -1,11 +1,7 @@
 """The builds of the kernels for instruction sets that this processor has, but does not choose by itself."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from builds import assert_runs, python
 
 from openwork import _native
 
@@ -26,17 +22,9 @@ for height in (1, 2, 3, 4, 7, 8, 16, 32):
 """
 
 
-def python(code: str, isa: str) -> subprocess.CompletedProcess[str]:
-    here = str(Path(__file__).parent)
-    paths = os.pathsep.join([here, *(p for p in sys.path if p)])
-    env = os.environ | {"OPENWORK_ISA": isa, "PYTHONPATH": paths}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("isa", _native.supported_isas())
 def test_forced_isa(isa):
-    done = python(CHECK.format(isa=isa), isa)
-    assert done.returncode == 0, done.stderr
+    assert_runs(CHECK, isa)
 
 
 def test_unknown_isa_is_refused():

@@ -70,15 +70,21 @@ def test_a_convolution_hands_on_a_resident_tensor_with_the_same_numbers(height, 
     assert not layer.conversions
 
 
-@pytest.mark.parametrize("batch", [16, 31])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("height", [1, 4])
-def test_batch_norm_relu_and_convolutions_need_no_conversion(batch, stride, height):
+def normed(height, stride):
+    """Two convolutions with batch norm, the first with a ReLU between that both signs of its scale reach."""
     model = nn.Sequential(
         conv(8, 12, height), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 8, height, stride=stride), nn.BatchNorm2d(8)
     )
     nn.init.uniform_(model[1].weight, -1, 1)
     nn.init.uniform_(model[1].bias, -1, 1)
+    return model
+
+
+@pytest.mark.parametrize("batch", [16, 31])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height", [1, 4])
+def test_batch_norm_relu_and_convolutions_need_no_conversion(batch, stride, height):
+    model = normed(height, stride)
     # The gradients of both summands of the loss begin as plain tensors.
     assert_same(model, images(batch), {"from NCHW": 2}, loss=lambda out: (out**3 + out).sum((2, 3)).mean())
 

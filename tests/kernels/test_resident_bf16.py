@@ -5,22 +5,19 @@ dense model's under autocast: they must be alike, more so on average than in one
 """
 
 import copy
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from builds import assert_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import HEIGHTS, convs, dense_weight, random_pattern, random_values
 from test_bf16 import ROUNDED, SUMMED, assert_near
 from test_conv_bf16 import BOUNDS, CONVS, problem
-from test_resident import BETWEEN, FUNCTIONS, Block, Odd, conv, images
+from test_resident import BETWEEN, FUNCTIONS, Block, Odd, conv, images, normed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -269,12 +266,7 @@ def test_a_convolution_hands_on_bfloat16(height, batch):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height", [1, 4])
 def test_batch_norm_relu_and_convolutions_need_no_conversion(batch, stride, height):
-    model = nn.Sequential(
-        conv(8, 12, height), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 8, height, stride=stride), nn.BatchNorm2d(8)
-    )
-    nn.init.uniform_(model[1].weight, -1, 1)
-    nn.init.uniform_(model[1].bias, -1, 1)
-    assert_as_good_as_dense(model, images(batch), {"_to_copy.default": 1, "from NCHW": 1})
+    assert_as_good_as_dense(normed(height, stride), images(batch), {"_to_copy.default": 1, "from NCHW": 1})
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -530,8 +522,6 @@ def test_bad_columns_are_refused():
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {here!r})
 import test_resident_bf16 as tests
 from openwork import _native
 assert _native.isa() == {isa!r}, _native.isa()
@@ -549,9 +539,4 @@ tests.test_in_and_out_of_autocast(16)
 
 @pytest.mark.parametrize("isa", _native.supported_isas())
 def test_every_build(isa):
-    here = Path(__file__).parent
-    env = os.environ | {"OPENWORK_ISA": isa, "PYTHONPATH": str(Path(ow.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(here=str(here), isa=isa)], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert_runs(SCRIPT, isa)
