@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from kernels import CONVS, LINEARS, Conv, Functions, Linear, check, random_pattern
-from timing import RESULTS, assert_right, interleaved, report, warm_allocator
+from timing import RESULTS, WARM, assert_right, interleaved, report, warm_allocator
 from torch import Tensor, nn
 
 try:
@@ -78,7 +78,7 @@ def measure(layer: Linear | Conv, density: float, repeats: int) -> tuple[Any, ..
     functions["openwork"] = lambda: torch.autograd.grad(layer.sparse(wanted, values, pattern), (wanted, values), g)
     modules = {name: module for name, module in theirs(layer, weight).items() if right(name, module, layer, x, g, weight)}
     functions |= {("it", name): _both(module, wanted, g) for name, module in modules.items()}  # type: ignore[misc]
-    times: dict[Any, float] = interleaved(functions, repeats, warm=True)  # type: ignore[assignment]
+    times: dict[Any, float] = interleaved(functions, repeats, warm=WARM)  # type: ignore[assignment]
     fastest, ours = min(times["dense", way] for way in dense), times["openwork"]
     best = min(modules, key=lambda name: times["it", name], default=None)
     if best is None:

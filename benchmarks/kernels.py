@@ -8,8 +8,8 @@ but for ``chain``, which is a convolution between others, whose input and output
 products, too, through the module and autograd).
 Dense is the best of: for linear layers F.linear, oneDNN's linear with operands already transposed for it, and a 1 x 1
 convolution; for convolutions NCHW and channels_last.  ``all`` is forward, input gradient and weight gradient.  Before a layer
-is timed, its results are compared with dense ones; a wrong result stops the benchmark.  Every way is called twice in its turn
-and the second call timed, as a layer of a network finds its input in the caches.
+is timed, its results are compared with dense ones; a wrong result stops the benchmark.  Every way is called five
+times in its turn and the mean of the last four counts, as a layer of a network finds its input in the caches.
 
 With ``--dtype bfloat16``: modules with bias and autograd under autocast, from bfloat16 to bfloat16, beside nn.Linear and
 nn.Conv2d under it, the latter in the faster of both memory formats.
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timing import RESULTS, assert_right, interleaved, report, warm_allocator
+from timing import RESULTS, WARM, assert_right, interleaved, report, warm_allocator
 from torch import Tensor
 
 from openwork import resident
@@ -220,7 +220,7 @@ def measure(layer: Linear | Conv, sparsities: Sequence[float], repeats: int) -> 
             if isinstance(layer, Conv):
                 functions["chain", sparsity, name] = layer.chain(x, g, values, pattern)
             functions |= {("forward", sparsity, name): once, ("both", sparsity, name): twice}
-    times = interleaved(functions, repeats, warm=True)
+    times = interleaved(functions, repeats, warm=WARM)
     dense_forward, dense_both = (min(times[kind, way] for way in forward) for kind in ("dense forward", "dense both"))
     rows = []
     for sparsity in sparsities:
@@ -280,7 +280,7 @@ def measure_bf16(layer: Linear | Conv, sparsities: Sequence[float], repeats: int
                 blocked_x, blocked_g = resident.from_nchw(x).requires_grad_(), resident.from_nchw(g)
                 chain = functools.partial(autocast_step, sparse, blocked_x, blocked_g)
                 functions[(sparsity, name), "chain"] = chain
-    times = interleaved(functions, repeats, warm=True)
+    times = interleaved(functions, repeats, warm=WARM)
     dense = [min(times[order, kind] for order in ways) for kind in ("forward", "all")]
     rows = []
     for sparsity in sparsities:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from kernels import HEIGHTS, Conv, Linear, check, random_pattern
-from timing import RESULTS, interleaved, report, warm_allocator
+from timing import RESULTS, WARM, interleaved, report, warm_allocator
 
 BATCHES = (128, 100, 33)
 LAYERS: tuple[Linear | Conv, ...] = (
@@ -35,7 +35,7 @@ def measure(layer: Linear | Conv, sparsity: float, repeats: int) -> list[tuple[A
             x, g = sized.tensors()
             check(sized, x, g, values, pattern)
             functions[name, batch] = step(sized, x.requires_grad_(), g, values, pattern)
-    times = interleaved(functions, repeats, warm=True)
+    times = interleaved(functions, repeats, warm=WARM)
     rows = []
     for name in HEIGHTS:
         per_sample = [times[name, batch] / batch for batch in BATCHES]

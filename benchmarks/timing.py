@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conditions import Conditions
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,8 @@ from openwork.train.files import write_text
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 RESULTS = Path(__file__).parent / "results"
+WARM = 4  # calls of a single layer in a turn
+_conditions = Conditions()
 
 
 def warm_allocator() -> None:
@@ -32,25 +36,41 @@ def warm_allocator() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm: bool = False) -> dict[str, float]:
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 0) -> dict[str, float]:
     """Median milliseconds of each function; they take turns, so that a slow moment of the machine hits all of them.
 
     Every round has an order of its own: whoever follows another function finds in the caches what that one has left there.
-    With ``warm`` each is called twice in its turn, and the second call counts: in a network, a layer's input has just been
-    written.
+    A turn during which the cores moved away from each other, or others wanted them, is taken again or left out: conditions.py.
+
+    Args:
+        functions: by name.
+        repeats: rounds.
+        warm: calls in a row whose mean is a turn's time, after one that does not count; 0: a turn is one call, which does.
     """
     for function in functions.values():
         function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    turns: dict[str, list[tuple[float, bool]]] = {name: [] for name in functions}
     order = random.Random(0)
     for _ in range(repeats):
         for name, function in order.sample(list(functions.items()), len(functions)):
-            if warm:
-                function()
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
+            turns[name].append(_conditions.watched(functools.partial(_turn, function, warm)))
+    return {name: 1e3 * _median(taken) for name, taken in turns.items()}
+
+
+def _median(turns: Sequence[tuple[float, bool]]) -> float:
+    """Of the turns under good conditions, if that were half of them or more; else of all."""
+    good = [taken for taken, undisturbed in turns if undisturbed]
+    return statistics.median(good if 2 * len(good) >= len(turns) else [taken for taken, _ in turns])
+
+
+def _turn(function: Callable[[], Any], warm: int) -> float:
+    """Seconds of a call."""
+    if warm:
+        function()
+    start = time.perf_counter()
+    for _ in range(warm or 1):
+        function()
+    return (time.perf_counter() - start) / (warm or 1)
 
 
 def assert_right(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -61,7 +81,7 @@ def assert_right(name: str, found: torch.Tensor, expected: torch.Tensor, toleran
 
 
 def machine() -> str:
-    """Processor, threads, torch and commit, for the head of a table of results."""
+    """Processor, threads, torch and commit, and under which conditions times were taken, for the head of a table of results."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -71,7 +91,9 @@ def machine() -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     ).stdout.strip()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit or 'unknown'}"
+    threads = f"{torch.get_num_threads()} threads"
+    found = f"{model} ({capability}), {threads}, torch {torch.__version__}, commit {commit or 'unknown'}"
+    return f"{found}, {_conditions}" if _conditions.turns else found
 
 
 def report(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], output: Path = RESULTS) -> None:
