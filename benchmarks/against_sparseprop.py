@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one linear layer and one convolution, few repeats")
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="folder for sparseprop.csv, sparseprop.md and sparseprop.json"
