@@ -105,7 +105,7 @@ struct Windows {
 struct Share {
     int64_t s, samples, rank, size;
     BFloat16 *g_panel, *x_panel;
-    float *dx_panel, *packed, *dw;
+    float *dx_panel, *packed, *dw, *db;
 
     int64_t units() const { return (samples + kTile - 1) / kTile; }
     int64_t first() const { return units() * rank / size * kTile; }
@@ -131,38 +131,57 @@ void input_gradient(const Backward& b, const Share& own) {
 void backward_share(const Backward& b, const Share& own, bool joined) {
     pack_share(own, b.g, b.outputs, own.g_panel, b.wide);
     if (b.dx != nullptr) input_gradient(b, own);
-    if (own.dw == nullptr) return;
-    pack_share(own, b.x, b.inputs, own.x_panel, b.wide);
+    if (own.dw == nullptr && own.db == nullptr) return;
+    if (own.dw != nullptr) pack_share(own, b.x, b.inputs, own.x_panel, b.wide);
     if (joined) {
 #pragma omp barrier
     }
-    const Lowered& a = *b.for_dw;
-    const int64_t from = share(a, own.rank, own.size), to = share(a, own.rank + 1, own.size);
-    if (own.samples > 0) dots(a, from, to, own.x_panel, own.g_panel, {1, 0, 0, own.units()}, own.packed, own.dw);
+    if (own.db != nullptr) add_samples(own.g_panel, b.wide, b.outputs * own.rank / own.size, b.outputs * (own.rank + 1) / own.size, own.units(), own.db);
+    if (own.dw != nullptr) {
+        const Lowered& a = *b.for_dw;
+        const int64_t from = share(a, own.rank, own.size), to = share(a, own.rank + 1, own.size);
+        dots(a, from, to, own.x_panel, own.g_panel, {1, 0, 0, own.units()}, own.packed, own.dw);
+    }
     if (joined) {
 #pragma omp barrier
     }
 }
 
-// This thread's part of `count` floats.
+// Sums over the batch that windows have to themselves, one beside the other; those of the first one may be the result.
+struct Sums {
+    float *result, *windows;
+    int64_t count, stride;
+
+    float* of(int64_t window, bool direct) const { return result == nullptr || (direct && window == 0) ? result : windows + window * stride; }
+};
+
+// One of `size` threads' part.
 OW_INLINE void set_zero(float* to, int64_t count, int64_t rank, int64_t size) {
-    std::memset(to + count * rank / size, 0, static_cast<size_t>(count * (rank + 1) / size - count * rank / size) * 4);
+    if (to != nullptr) std::memset(to + count * rank / size, 0, static_cast<size_t>(count * (rank + 1) / size - count * rank / size) * 4);
+}
+OW_INLINE void add_windows(const Sums& s, int64_t first, int64_t last, int64_t rank, int64_t size) {
+    for (int64_t j = first; s.result != nullptr && j < last; ++j) {
+        const float* from = s.windows + j * s.stride;
+        for (int64_t k = s.count * rank / size; k < s.count * (rank + 1) / size; ++k) s.result[k] += from[k];
+    }
 }
 
 }  // namespace
 
-Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads) {
-    const int64_t inputs = m.n_columns, outputs = m.n_rows, weights = m.stored * m.height;
+Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, float* db, int64_t batch,
+                             int threads) {
+    const int64_t inputs = m.n_columns, outputs = m.n_rows, weights = dw != nullptr ? m.stored * m.height : 0;
     if (batch == 0) {
-        if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
+        set_zero(dw, weights, 0, 1);
+        set_zero(db, outputs, 0, 1);
         return nullptr;
     }
-    const bool own_sums = dw != nullptr && 2 * weights <= kSums;
+    const bool own_sums = 2 * weights <= kSums;
     const Windows w(batch, threads, own_sums);
-    const int64_t stride = odd_stride(w.step), even = up(m.height, 2), of_sum = up(weights, kLanes);
+    const int64_t stride = odd_stride(w.step), even = up(m.height, 2), kept = own_sums ? w.together : 0;
     const int64_t dx_size = dx != nullptr ? inputs * kInputTiles * kTile : 0, packed_size = dw != nullptr ? w.step / 2 * 16 : 0;
     const int64_t halves = w.together * (outputs + (dw != nullptr ? inputs : 0)) * stride + (dx != nullptr ? m.stored * even : 0);
-    const int64_t floats = threads * (dx_size + packed_size) + w.together * of_sum;
+    const int64_t floats = threads * (dx_size + packed_size) + kept * (up(weights, kLanes) + up(outputs, kLanes));
     Scratch scratch(static_cast<size_t>(2 * lowered_bytes(m) + halves * 2 + floats * 4 + 1024));
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
@@ -178,13 +197,17 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
     const Backward b{&for_dx, &for_dw, g, x, dx, inputs, outputs, {stride, kTile}, {kTile, inputs * kTile}, rounded};
     BFloat16* g_panels = memory.take<BFloat16>(w.together * outputs * stride);
     BFloat16* x_panels = dw != nullptr ? memory.take<BFloat16>(w.together * inputs * stride) : nullptr;
-    float* sums = own_sums ? memory.take<float>(w.together * of_sum) : nullptr;
+    const Sums dws{dw, memory.take<float>(kept * up(weights, kLanes)), weights, up(weights, kLanes)};
+    const Sums dbs{db, memory.take<float>(kept * up(outputs, kLanes)), outputs, up(outputs, kLanes)};
     float* dx_panels = memory.take<float>(threads * dx_size);
     float* packed = memory.take<float>(threads * packed_size);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
-        if (dw != nullptr && !own_sums) set_zero(dw, weights, id, team);
+        if (!own_sums) {
+            set_zero(dw, weights, id, team);
+            set_zero(db, outputs, id, team);
+        }
         if (dx != nullptr) {
 #pragma omp for schedule(static)
             for (int64_t group = 0; group < for_dx.groups; ++group) narrow_group(for_dx, group, rounded);
@@ -195,20 +218,20 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
             const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
             const int64_t start = w.start(i + mine), end = w.end(i + mine), rank = id - leader;
             const bool direct = !own_sums || i == 0;
-            float* to = direct && mine == 0 ? dw : sums + mine * of_sum;
-            if (own_sums) set_zero(to, weights, rank, size);
+            float *to_dw = dws.of(mine, direct), *to_db = dbs.of(mine, direct);
+            if (own_sums) {
+                set_zero(to_dw, weights, rank, size);
+                set_zero(to_db, outputs, rank, size);
+            }
             for (int64_t t = 0; t < w.wide; t += w.step) {
                 const Share own{start + t, most<int64_t>(0, least(w.step, end - start - t)), rank, size, g_panels + mine * outputs * stride,
-                                x_panels + mine * inputs * stride, dx_panels + id * dx_size, packed + id * packed_size,
-                                dw != nullptr ? to : nullptr};
+                                x_panels + mine * inputs * stride, dx_panels + id * dx_size, packed + id * packed_size, to_dw, to_db};
                 backward_share(b, own, n < team);
             }
             if (!own_sums) continue;
 #pragma omp barrier
-            for (int64_t j = direct ? 1 : 0; j < n; ++j) {
-                const float* from = sums + j * of_sum;
-                for (int64_t k = weights * id / team; k < weights * (id + 1) / team; ++k) dw[k] += from[k];
-            }
+            add_windows(dws, direct ? 1 : 0, n, id, team);
+            add_windows(dbs, direct ? 1 : 0, n, id, team);
 #pragma omp barrier
         }
     }
