@@ -16,7 +16,6 @@ constexpr int64_t kForwardTiles = 2;      // tiles in a panel, which stays in L2
 constexpr int64_t kInputTiles = 2;        // the same of an input gradient, whose panel is of floats
 constexpr int64_t kShared = 512;          // samples in a window that all threads share
 constexpr int64_t kChunk = 256;           // samples in a window with sums of its own
-constexpr int64_t kStep = 256;            // samples of it that a thread packs at a time
 constexpr int64_t kTogether = 8;          // windows at once
 constexpr int64_t kSums = 2 << 20;        // floats of two windows' weight gradients, if they are to stay in L3
 
@@ -88,20 +87,19 @@ struct Backward {
 // are added up.  Each thread has one to itself if it can: what another core has just packed takes longer to fetch than to pack.  Where
 // sums would not stay in the caches, all threads share a wider one.
 struct Windows {
-    int64_t batch, units, count, together, wide, step;
+    int64_t batch, units, count, together, wide;
 
     Windows(int64_t samples, int64_t threads, bool own_sums) : batch(samples), units((samples + kTile - 1) / kTile) {
         const int64_t limit = own_sums ? kChunk : kShared;
         count = (samples + limit - 1) / limit;
         together = own_sums ? most<int64_t>(1, least(least(threads, count), kTogether)) : 1;
         wide = up(units, count) / count * kTile;
-        step = own_sums ? least(wide, (threads + together - 1) / together * kStep) : wide;
     }
     int64_t start(int64_t i) const { return units * i / count * kTile; }
     int64_t end(int64_t i) const { return least(batch, start(i + 1)); }
 };
 
-// What one of `size` threads does of some samples of a window, from sample `s` on; they share the packed panels.
+// What one of `size` threads does of a window, from sample `s` on; they share the packed panels.
 struct Share {
     int64_t s, samples, rank, size;
     BFloat16 *g_panel, *x_panel;
@@ -178,8 +176,8 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
     }
     const bool own_sums = 2 * weights <= kSums;
     const Windows w(batch, threads, own_sums);
-    const int64_t stride = odd_stride(w.step), even = up(m.height, 2), kept = own_sums ? w.together : 0;
-    const int64_t dx_size = dx != nullptr ? inputs * kInputTiles * kTile : 0, packed_size = dw != nullptr ? w.step / 2 * 16 : 0;
+    const int64_t stride = odd_stride(w.wide), even = up(m.height, 2), kept = own_sums ? w.together : 0;
+    const int64_t dx_size = dx != nullptr ? inputs * kInputTiles * kTile : 0, packed_size = dw != nullptr ? w.wide / 2 * 16 : 0;
     const int64_t halves = w.together * (outputs + (dw != nullptr ? inputs : 0)) * stride + (dx != nullptr ? m.stored * even : 0);
     const int64_t floats = threads * (dx_size + packed_size) + kept * (up(weights, kLanes) + up(outputs, kLanes));
     Scratch scratch(static_cast<size_t>(2 * lowered_bytes(m) + halves * 2 + floats * 4 + 1024));
@@ -216,18 +214,16 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
             n = least(least(w.together, team), w.count - i);
             // Thread `id` has a part of window `mine`; the windows' threads are neighbours.
             const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
-            const int64_t start = w.start(i + mine), end = w.end(i + mine), rank = id - leader;
+            const int64_t rank = id - leader;
             const bool direct = !own_sums || i == 0;
             float *to_dw = dws.of(mine, direct), *to_db = dbs.of(mine, direct);
             if (own_sums) {
                 set_zero(to_dw, weights, rank, size);
                 set_zero(to_db, outputs, rank, size);
             }
-            for (int64_t t = 0; t < w.wide; t += w.step) {
-                const Share own{start + t, most<int64_t>(0, least(w.step, end - start - t)), rank, size, g_panels + mine * outputs * stride,
-                                x_panels + mine * inputs * stride, dx_panels + id * dx_size, packed + id * packed_size, to_dw, to_db};
-                backward_share(b, own, n < team);
-            }
+            const Share own{w.start(i + mine), w.end(i + mine) - w.start(i + mine), rank, size, g_panels + mine * outputs * stride,
+                            x_panels + mine * inputs * stride, dx_panels + id * dx_size, packed + id * packed_size, to_dw, to_db};
+            backward_share(b, own, n < team);
             if (!own_sums) continue;
 #pragma omp barrier
             add_windows(dws, direct ? 1 : 0, n, id, team);
