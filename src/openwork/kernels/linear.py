@@ -106,7 +106,7 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     dx = dvalues = dbias = None
     if x is not None or values is not None:
         if direct_backward(g):
-            sums = ()
+            sums: tuple[Tensor, ...] = ()
             if ctx.needs_input_grad[2] and narrow("linear_backward", *ctx.rest, g):
                 # In passing: another pass over the gradient would cost more.
                 dbias = g.new_empty(ctx.shape[0], dtype=torch.float32)

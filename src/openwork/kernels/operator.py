@@ -97,7 +97,11 @@ def parts(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
 
 
 def fits(
-    pattern: Pattern, values: Tensor | None, bias: Tensor | None, *activations: Tensor | None, dtype: torch.dtype = torch.float32
+    pattern: Pattern,
+    values: Tensor | None,
+    bias: Tensor | None,
+    *activations: Tensor | None,
+    dtype: torch.dtype = torch.float32,
 ) -> bool:
     """Whether :func:`check` would find nothing, where all is on the CPU, activations ``dtype`` and the others float32.
 
