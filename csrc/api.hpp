@@ -147,7 +147,8 @@ struct Kernels {
     Failure (*merges)(float* distance, int64_t n, bool complete, const Merges&);
     // As for floats, with float weights, bias and dw; null where the build has no bfloat16 instructions.
     Failure (*linear_forward_bf16)(const Stored&, const BFloat16* x, const float* bias, BFloat16* y, int64_t batch, int threads);
-    Failure (*linear_backward_bf16)(const Stored&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads);
+    Failure (*linear_backward_bf16)(const Stored&, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, float* db, int64_t batch,
+                                      int threads);
     Failure (*conv_forward_bf16)(const Stored&, const Image&, const ActivationOf<BFloat16>& x, const float* bias, const ResultOf<BFloat16>& y,
                                  int threads);
     Failure (*conv_backward_bf16)(const Stored&, const Image&, const ActivationOf<BFloat16>& g, const ActivationOf<BFloat16>& x,

@@ -209,12 +209,13 @@ NB_MODULE(_native, m) {
             return product(matrix, at<const BFloat16>(x), at<const float>(bias), at<BFloat16>(y), batch, team(threads));
         }));
     });
-    m.def("linear_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, int64_t batch, STORED_PARAMETERS, int threads) {
+    m.def("linear_backward_bf16", [](Address g, Address x, Address dx, Address dw_out, Address db, int64_t batch, STORED_PARAMETERS, int threads) {
         const Stored matrix = STORED;
         const auto products = kernels().linear_backward_bf16;
         if (products == nullptr) throw nb::value_error("this build of the kernels has no bfloat16 instructions");
         check(unlocked([&] {
-            return products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), batch, team(threads));
+            return products(matrix, at<const BFloat16>(g), at<const BFloat16>(x), at<BFloat16>(dx), at<float>(dw_out), at<float>(db), batch,
+                            team(threads));
         }));
     });
     m.def("conv_forward_bf16", [](const Parts& x, const Places& y, Address bias, int64_t batch, IMAGE_PARAMETERS, STORED_PARAMETERS,

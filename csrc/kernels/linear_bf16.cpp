@@ -14,7 +14,10 @@ namespace {
 
 constexpr int64_t kForwardTiles = 2;      // tiles in a panel, which stays in L2
 constexpr int64_t kInputTiles = 2;        // the same of an input gradient, whose panel is of floats
-constexpr int64_t kWeightPanel = 512;     // samples that one pass of a weight gradient runs over, at most
+constexpr int64_t kShared = 512;          // samples in a window that all threads share
+constexpr int64_t kChunk = 256;           // samples in a window with sums of its own
+constexpr int64_t kTogether = 8;          // windows at once
+constexpr int64_t kSums = 2 << 20;        // floats of two windows' weight gradients, if they are to stay in L3
 
 // An odd number of cache lines: even ones thrash the sets of L1 and L2.  In bfloat16s.
 int64_t odd_stride(int64_t samples) { return (up(samples, kTile) / kTile | 1) * kTile; }
@@ -75,50 +78,109 @@ struct Backward {
     const Lowered *for_dx, *for_dw;
     const BFloat16 *g, *x;
     BFloat16* dx;
-    float* dw;
     int64_t inputs, outputs;
     Panel wide, narrow;             // of g and x, and of an input gradient
-    BFloat16 *g_panel, *x_panel, *weights;
-    float *dx_panels, *packed;
-    int64_t dx_size, packed_size;   // of one thread
+    const BFloat16* weights;
 };
 
-// One thread's share of one weight panel of `samples` samples from sample `s` on; the whole team runs it together.
-void backward_panel(const Backward& b, int64_t s, int64_t samples, int64_t id, int64_t team) {
-    const int64_t units = (samples + kTile - 1) / kTile;
-    const int64_t first = units * id / team * kTile, last = least(samples, units * (id + 1) / team * kTile);
-    if (first < last) {
-        pack_tiles(b.g + (s + first) * b.outputs, b.outputs, last - first, b.g_panel + first, b.wide);
-        if (b.dw != nullptr) pack_tiles(b.x + (s + first) * b.inputs, b.inputs, last - first, b.x_panel + first, b.wide);
+// The samples whose weight gradient is summed by itself, the same whatever the number of threads, and so is the order in which those sums
+// are added up.  Each thread has one to itself if it can: what another core has just packed takes longer to fetch than to pack.  Where
+// sums would not stay in the caches, all threads share a wider one.
+struct Windows {
+    int64_t batch, units, count, together, wide;
+
+    Windows(int64_t samples, int64_t threads, bool own_sums) : batch(samples), units((samples + kTile - 1) / kTile) {
+        const int64_t limit = own_sums ? kChunk : kShared;
+        count = (samples + limit - 1) / limit;
+        together = own_sums ? most<int64_t>(1, least(least(threads, count), kTogether)) : 1;
+        wide = up(units, count) / count * kTile;
     }
-    float* panel = b.dx_panels + id * b.dx_size;
-    for (int64_t t = first; b.dx != nullptr && t < last; t += kInputTiles * kTile) {
+    int64_t start(int64_t i) const { return units * i / count * kTile; }
+    int64_t end(int64_t i) const { return least(batch, start(i + 1)); }
+};
+
+// What one of `size` threads does of a window, from sample `s` on; they share the packed panels.
+struct Share {
+    int64_t s, samples, rank, size;
+    BFloat16 *g_panel, *x_panel;
+    float *dx_panel, *packed, *dw, *db;
+
+    int64_t units() const { return (samples + kTile - 1) / kTile; }
+    int64_t first() const { return units() * rank / size * kTile; }
+    int64_t last() const { return least(samples, units() * (rank + 1) / size * kTile); }
+};
+
+OW_INLINE void pack_share(const Share& own, const BFloat16* from, int64_t features, BFloat16* panel, const Panel& at) {
+    const int64_t first = own.first(), count = own.last() - first;
+    if (count > 0) pack_tiles(from + (own.s + first) * features, features, count, panel + first, at);
+}
+
+void input_gradient(const Backward& b, const Share& own) {
+    const int64_t last = own.last();
+    for (int64_t t = own.first(); t < last; t += kInputTiles * kTile) {
         const int64_t count = least(kInputTiles * kTile, last - t), tiles = up(count, kTile) / kTile;
-        std::memset(panel, 0, static_cast<size_t>(tiles * b.narrow.tile) * 4);
-        scatter_any(*b.for_dx, 0, b.for_dx->groups, b.weights, panel, b.narrow.tile, b.g_panel + t, b.wide.tile, tiles);
-        unpack_tiles(panel, b.narrow, b.inputs, 0, b.inputs, count, b.dx + (s + t) * b.inputs);
+        std::memset(own.dx_panel, 0, static_cast<size_t>(tiles * b.narrow.tile) * 4);
+        scatter_any(*b.for_dx, 0, b.for_dx->groups, b.weights, own.dx_panel, b.narrow.tile, own.g_panel + t, b.wide.tile, tiles);
+        unpack_tiles(own.dx_panel, b.narrow, b.inputs, 0, b.inputs, count, b.dx + (own.s + t) * b.inputs);
     }
-    if (b.dw == nullptr) return;
-    const Lowered& a = *b.for_dw;
+}
+
+// Packs, and uses at once, what `own` says; all threads of the team run it together, and wait for each other where they are `joined`.
+void backward_share(const Backward& b, const Share& own, bool joined) {
+    pack_share(own, b.g, b.outputs, own.g_panel, b.wide);
+    if (b.dx != nullptr) input_gradient(b, own);
+    if (own.dw == nullptr && own.db == nullptr) return;
+    if (own.dw != nullptr) pack_share(own, b.x, b.inputs, own.x_panel, b.wide);
+    if (joined) {
 #pragma omp barrier
-    dots(a, share(a, id, team), share(a, id + 1, team), b.x_panel, b.g_panel, {1, 0, 0, units}, b.packed + id * b.packed_size, b.dw);
+    }
+    if (own.db != nullptr) add_samples(own.g_panel, b.wide, b.outputs * own.rank / own.size, b.outputs * (own.rank + 1) / own.size, own.units(), own.db);
+    if (own.dw != nullptr) {
+        const Lowered& a = *b.for_dw;
+        const int64_t from = share(a, own.rank, own.size), to = share(a, own.rank + 1, own.size);
+        dots(a, from, to, own.x_panel, own.g_panel, {1, 0, 0, own.units()}, own.packed, own.dw);
+    }
+    if (joined) {
 #pragma omp barrier
+    }
+}
+
+// Sums over the batch that windows have to themselves, one beside the other; those of the first one may be the result.
+struct Sums {
+    float *result, *windows;
+    int64_t count, stride;
+
+    float* of(int64_t window, bool direct) const { return result == nullptr || (direct && window == 0) ? result : windows + window * stride; }
+};
+
+// One of `size` threads' part.
+OW_INLINE void set_zero(float* to, int64_t count, int64_t rank, int64_t size) {
+    if (to != nullptr) std::memset(to + count * rank / size, 0, static_cast<size_t>(count * (rank + 1) / size - count * rank / size) * 4);
+}
+OW_INLINE void add_windows(const Sums& s, int64_t first, int64_t last, int64_t rank, int64_t size) {
+    for (int64_t j = first; s.result != nullptr && j < last; ++j) {
+        const float* from = s.windows + j * s.stride;
+        for (int64_t k = s.count * rank / size; k < s.count * (rank + 1) / size; ++k) s.result[k] += from[k];
+    }
 }
 
 }  // namespace
 
-Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, int64_t batch, int threads) {
-    const int64_t inputs = m.n_columns, outputs = m.n_rows;
-    if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(m.stored * m.height) * 4);
-    if (batch == 0) return nullptr;
-    const int64_t wide = least(kWeightPanel, up(batch, kTile)), stride = odd_stride(wide), even = up(m.height, 2);
-    Backward b{};
-    b.g = g, b.x = x, b.dx = dx, b.dw = dw, b.inputs = inputs, b.outputs = outputs;
-    b.wide = {stride, kTile}, b.narrow = {kTile, inputs * kTile};
-    b.dx_size = dx != nullptr ? inputs * least(kInputTiles * kTile, wide) : 0;
-    b.packed_size = dw != nullptr ? wide / 2 * 16 : 0;
-    const int64_t halves = (outputs + (dw != nullptr ? inputs : 0)) * stride + (dx != nullptr ? m.stored * even : 0);
-    Scratch scratch(static_cast<size_t>(2 * lowered_bytes(m) + halves * 2 + threads * (b.dx_size + b.packed_size) * 4 + 1024));
+Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, float* db, int64_t batch,
+                             int threads) {
+    const int64_t inputs = m.n_columns, outputs = m.n_rows, weights = dw != nullptr ? m.stored * m.height : 0;
+    if (batch == 0) {
+        set_zero(dw, weights, 0, 1);
+        set_zero(db, outputs, 0, 1);
+        return nullptr;
+    }
+    const bool own_sums = 2 * weights <= kSums;
+    const Windows w(batch, threads, own_sums);
+    const int64_t stride = odd_stride(w.wide), even = up(m.height, 2), kept = own_sums ? w.together : 0;
+    const int64_t dx_size = dx != nullptr ? inputs * kInputTiles * kTile : 0, packed_size = dw != nullptr ? w.wide / 2 * 16 : 0;
+    const int64_t halves = w.together * (outputs + (dw != nullptr ? inputs : 0)) * stride + (dx != nullptr ? m.stored * even : 0);
+    const int64_t floats = threads * (dx_size + packed_size) + kept * (up(weights, kLanes) + up(outputs, kLanes));
+    Scratch scratch(static_cast<size_t>(2 * lowered_bytes(m) + halves * 2 + floats * 4 + 1024));
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int64_t zero = 0;
@@ -129,20 +191,44 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
     if (dw != nullptr) {
         if (Failure wrong = lower(m, {stride, 1, &zero, stride}, nullptr, memory.take<char>(lowered_bytes(m)), threads, for_dw)) return wrong;
     }
-    b.for_dx = &for_dx, b.for_dw = &for_dw;
-    b.g_panel = memory.take<BFloat16>(outputs * stride);
-    if (dw != nullptr) b.x_panel = memory.take<BFloat16>(inputs * stride);
-    if (dx != nullptr) b.weights = memory.take<BFloat16>(m.stored * even);
-    b.dx_panels = memory.take<float>(threads * b.dx_size);
-    b.packed = memory.take<float>(threads * b.packed_size);
+    BFloat16* rounded = dx != nullptr ? memory.take<BFloat16>(m.stored * even) : nullptr;
+    const Backward b{&for_dx, &for_dw, g, x, dx, inputs, outputs, {stride, kTile}, {kTile, inputs * kTile}, rounded};
+    BFloat16* g_panels = memory.take<BFloat16>(w.together * outputs * stride);
+    BFloat16* x_panels = dw != nullptr ? memory.take<BFloat16>(w.together * inputs * stride) : nullptr;
+    const Sums dws{dw, memory.take<float>(kept * up(weights, kLanes)), weights, up(weights, kLanes)};
+    const Sums dbs{db, memory.take<float>(kept * up(outputs, kLanes)), outputs, up(outputs, kLanes)};
+    float* dx_panels = memory.take<float>(threads * dx_size);
+    float* packed = memory.take<float>(threads * packed_size);
 #pragma omp parallel num_threads(threads)
     {
+        const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+        if (!own_sums) {
+            set_zero(dw, weights, id, team);
+            set_zero(db, outputs, id, team);
+        }
         if (dx != nullptr) {
 #pragma omp for schedule(static)
-            for (int64_t group = 0; group < for_dx.groups; ++group) narrow_group(for_dx, group, b.weights);
+            for (int64_t group = 0; group < for_dx.groups; ++group) narrow_group(for_dx, group, rounded);
         }
-        for (int64_t s = 0; s < batch; s += wide) {
-            backward_panel(b, s, least(wide, batch - s), omp_get_thread_num(), omp_get_num_threads());
+        for (int64_t i = 0, n; i < w.count; i += n) {
+            n = least(least(w.together, team), w.count - i);
+            // Thread `id` has a part of window `mine`; the windows' threads are neighbours.
+            const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
+            const int64_t rank = id - leader;
+            const bool direct = !own_sums || i == 0;
+            float *to_dw = dws.of(mine, direct), *to_db = dbs.of(mine, direct);
+            if (own_sums) {
+                set_zero(to_dw, weights, rank, size);
+                set_zero(to_db, outputs, rank, size);
+            }
+            const Share own{w.start(i + mine), w.end(i + mine) - w.start(i + mine), rank, size, g_panels + mine * outputs * stride,
+                            x_panels + mine * inputs * stride, dx_panels + id * dx_size, packed + id * packed_size, to_dw, to_db};
+            backward_share(b, own, n < team);
+            if (!own_sums) continue;
+#pragma omp barrier
+            add_windows(dws, direct ? 1 : 0, n, id, team);
+            add_windows(dbs, direct ? 1 : 0, n, id, team);
+#pragma omp barrier
         }
     }
     return nullptr;

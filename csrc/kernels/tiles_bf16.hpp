@@ -291,5 +291,21 @@ OW_INLINE void dots(const Lowered& a, int64_t g0, int64_t g1, const BFloat16* x,
     }
 }
 
+// Adds to db[row] the sums of the rows [from, to) over `tiles` tiles of a panel.
+OW_INLINE void add_samples(const BFloat16* g, const Panel& at, int64_t from, int64_t to, int64_t tiles, float* db) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    for (int64_t f = from; f < to; f += kLanes) {
+        Vec sum[kLanes];
+        OW_UNROLL
+        for (int i = 0; i < kLanes; ++i) {
+            const BFloat16* row = g + least(f + i, to - 1) * at.feature;
+            sum[i] = Vec{};
+            for (int64_t t = 0; t < tiles; ++t) sum[i] = dot2(sum[i], words(row + t * at.tile), ones);
+        }
+        const __mmask16 there = first_lanes(to - f);
+        _mm512_mask_storeu_ps(db + f, there, _mm512_add_ps(_mm512_maskz_loadu_ps(there, db + f), sums(sum)));
+    }
+}
+
 }  // namespace OPENWORK_ISA_NAMESPACE
 }  // namespace openwork

@@ -81,6 +81,32 @@ def test_the_number_of_threads_changes_nothing(height):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("height", [1, 3, 16])
+@pytest.mark.parametrize("batch", [257, 600, 2100])
+def test_windows_of_samples(height, batch):
+    """Several sums over the batch, each of one thread or shared by some, and more of them than are taken at once."""
+    assert_same_with_threads(problem((37, 130), height, batch))
+
+
+@pytest.mark.parametrize("batch", [40, 520])
+def test_weights_too_many_for_sums_of_their_own(batch):
+    assert_same_with_threads(problem((1100, 1000), 16, batch, density=1))
+
+
+def assert_same_with_threads(arguments):
+    before, right, results = torch.get_num_threads(), expected(*arguments), []
+    try:
+        for threads in (1, 2, 3, 5, 12):
+            torch.set_num_threads(threads)
+            results.append(products(*arguments))
+    finally:
+        torch.set_num_threads(before)
+    for one, other, bound in zip(results[0], right, (ROUNDED, ROUNDED, SUMMED, SUMMED), strict=True):
+        assert_near(one, other, bound)
+    for several in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], several, strict=True))
+
+
 @pytest.mark.parametrize("height", [3, 4, 16])
 def test_padding_never_counts(height):
     pattern = random_pattern(31, 27, height, 1)
@@ -120,6 +146,22 @@ def test_only_what_is_wanted(wanted):
     assert [name for name, tensor in inputs.items() if tensor.grad is not None] == [w for w in (wanted,) if w != "none"]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ops.linear(inputs["x"], inputs["values"], pattern, inputs["bias"], "cpu"), out)
+
+
+@pytest.mark.parametrize("height", [1, 4])
+@pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)], ids=str)
+def test_bias_gradient_beside_others(wanted, height):
+    pattern, *operands = problem((37, 130), height, 300)
+    right = expected(pattern, *operands)
+    x, g, values, bias = operands
+    inputs = [*([x, values][i].requires_grad_() for i in wanted), bias.requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.linear(x, values, pattern, bias, "cpu")
+    *found, dbias = torch.autograd.grad(out, inputs, g)
+    assert dbias.dtype == torch.float32
+    assert_near(dbias, right[3], SUMMED)
+    for i, one in zip(wanted, found, strict=True):
+        assert_near(one, right[1 + i], (ROUNDED, SUMMED)[i])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

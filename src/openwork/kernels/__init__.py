@@ -12,7 +12,8 @@ Four products cover every layout, because every layout is stored as one :class:`
 A backward without ``values`` skips the input gradient, one without ``x`` skips the weight gradient; the latter alone is the
 sampled product (sddmm).  A backend may also have each of them with ``_bf16`` at the end of the name, the same for bfloat16
 activations with float32 values, bias and ``dvalues``, as autocast has them, and ``channel_sums_bf16``, the sums of
-``g[N, R, Ho, Wo]`` over all but its channels in float32.  Adding a backend is one module that registers
+``g[N, R, Ho, Wo]`` over all but its channels in float32.  ``linear_backward_bf16`` takes one tensor more, or none: float32
+``[R]`` that it fills with the sums of ``g`` over the batch.  Adding a backend is one module that registers
 the four names, and one line in ``MODULES``.
 """
 

@@ -47,8 +47,11 @@ def checked(
     op: str, kernel: str, pattern: Pattern, activations: dict[str, Tensor | None], weights: dict[str, Tensor | None]
 ) -> Kernel:
     """The function that computes, once dtypes, devices and sizes are known to fit."""
-    if fits(pattern, weights["values"], weights.get("bias"), *activations.values()):
+    given = weights["values"], weights.get("bias"), *activations.values()
+    if fits(pattern, *given):
         return lookup(op, kernel)
+    if fits(pattern, *given, dtype=torch.bfloat16) and offers(f"{op}_bf16", kernel):
+        return lookup(f"{op}_bf16", kernel)
     if not narrow(op, kernel, *activations.values()):
         check(pattern, **activations, **weights)
         return lookup(op, kernel)

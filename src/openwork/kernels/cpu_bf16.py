@@ -32,10 +32,15 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> 
 
 @register("linear_backward_bf16", "cpu")
 def linear_backward(
-    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, sums: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``g W``, bfloat16, and ``g^T x`` at the stored positions, float32."""
+    """``g W``, bfloat16, and ``g^T x`` at the stored positions, float32.
+
+    ``sums``, float32 ``[R]``, becomes the sum of ``g`` over the batch.
+    """
     if not native.has_bf16():
+        if sums is not None:
+            torch.sum(g, 0, dtype=torch.float32, out=sums)
         dx, dvalues = cpu.linear_backward(g.float(), None if x is None else x.float(), values, pattern)
         return None if dx is None else dx.to(g.dtype), dvalues
     g, x, values = _narrow(g), None if x is None else _narrow(x), None if values is None else _wide(values)
@@ -47,9 +52,9 @@ def linear_backward(
         turned = cpu.turned(pattern, values, 1)
         native.linear_forward_bf16(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *turned, cpu.threads())
         scattered = None
-    if scattered is not None or dvalues is not None:
+    if scattered is not None or dvalues is not None or sums is not None:
         native.linear_backward_bf16(
-            g.data_ptr(), cpu.address(x), cpu.address(scattered), cpu.address(dvalues), g.shape[0],
+            g.data_ptr(), cpu.address(x), cpu.address(scattered), cpu.address(dvalues), cpu.address(sums), g.shape[0],
             *cpu.stored(pattern, values), cpu.threads(),
         )  # fmt: skip
     return dx, dvalues

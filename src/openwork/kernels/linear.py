@@ -77,14 +77,14 @@ def _linear_backward(
 
 
 def _gradients(
-    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, kernel: str
+    g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, kernel: str, *sums: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     compute = checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
     check_matrix("g", g, pattern.shape[0])
     if x is not None:
         check_matrix("x", x, pattern.shape[1])
     check_batch(x, g)
-    both: tuple[Tensor | None, Tensor | None] = compute(g, x, values, pattern)
+    both: tuple[Tensor | None, Tensor | None] = compute(g, x, values, pattern, *sums)
     return both
 
 
@@ -106,11 +106,16 @@ def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     dx = dvalues = dbias = None
     if x is not None or values is not None:
         if direct_backward(g):
-            dx, dvalues = _gradients(g, x, values, Pattern(ctx.shape, *index), *ctx.rest)
+            sums: tuple[Tensor, ...] = ()
+            if ctx.needs_input_grad[2] and narrow("linear_backward", *ctx.rest, g):
+                # In passing: another pass over the gradient would cost more.
+                dbias = g.new_empty(ctx.shape[0], dtype=torch.float32)
+                sums = (dbias,)
+            dx, dvalues = _gradients(g, x, values, Pattern(ctx.shape, *index), *ctx.rest, *sums)
         else:
             both = torch.ops.openwork.linear_backward(g, x, values, *index, ctx.shape, *ctx.rest)
             dx, dvalues = asked(both, values, x)
-    if ctx.needs_input_grad[2]:
+    if ctx.needs_input_grad[2] and dbias is None:
         dbias = g.sum(0)
     return dx, dvalues, dbias, None, None, None, None, None
 

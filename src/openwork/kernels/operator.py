@@ -96,10 +96,22 @@ def parts(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
     return pattern.rows, pattern.offsets, pattern.cols, pattern.shape
 
 
-def fits(pattern: Pattern, values: Tensor | None, bias: Tensor | None, *activations: Tensor | None) -> bool:
-    """Whether :func:`check` would find nothing, where all is float32 on the CPU; a small layer is called often."""
+def fits(
+    pattern: Pattern,
+    values: Tensor | None,
+    bias: Tensor | None,
+    *activations: Tensor | None,
+    dtype: torch.dtype = torch.float32,
+) -> bool:
+    """Whether :func:`check` would find nothing, where all is on the CPU, activations ``dtype`` and the others float32.
+
+    A small layer is called often.
+    """
     cols = pattern.cols
-    for tensor in (values, bias, *activations):
+    for tensor in activations:
+        if tensor is not None and (tensor.dtype is not dtype or not tensor.is_cpu):
+            return False
+    for tensor in (values, bias):
         if tensor is not None and (tensor.dtype is not torch.float32 or not tensor.is_cpu):
             return False
     return (
