@@ -19,6 +19,7 @@ struct Forward {
     Result y;
     int64_t lines, out_lines;  // of the windows
     Sorted a;
+    bool in_place;  // x is read where it is
 };
 
 // One output line of single rows, whose windows begin at `in`: a few pixels at a time, window by window of input channels.
@@ -56,13 +57,18 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
         const int64_t flush = least(f.out_lines, to - h);
         for (int64_t i = 0; i < flush; ++i, ++h) {
             const int64_t first = h * stride, last = first + span;
-            window.slide(f.in, first, last);
+            if (f.in_place) {
+                window.filled = last;
+            } else {
+                window.slide(f.in, first, last);
+            }
             if (window.filled < last) {
                 const int64_t fill = least(least(end, window.base + window.capacity), most(last, window.filled + f.in.grain));
                 read_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
                 window.filled = fill;
             }
-            forward_line(f, h, window.line(f.in, first), out + i * f.out.line, LinesAhead(f.in, f.x, panel, window.filled, stride));
+            const float* in = f.in_place ? bare_line(f.in, f.x, panel, first) : window.line(f.in, first);
+            forward_line(f, h, in, out + i * f.out.line, LinesAhead(f.in, f.x, panel, window.filled, stride));
         }
         write_lines(f.out, out, panel, h - flush, h, f.y);
     }
@@ -72,7 +78,9 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    const bool in_place = can_read_in_place(m, image, x);
+    if (in_place) read_in_place(plans.parts[0]);
     const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
@@ -86,7 +94,8 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
             shared = few_forward_floats(f.plan);
             continue;
         }
-        f.lines = window_lines(image, f.plan.in, 1);
+        f.in_place = in_place;
+        f.lines = in_place ? 0 : window_lines(image, f.plan.in, 1);
         f.out_lines = slab_grain(f.plan.out);
         floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
     }

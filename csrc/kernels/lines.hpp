@@ -10,6 +10,18 @@ namespace OPENWORK_ISA_NAMESPACE {
 OW_INLINE int64_t blocked_line(const Slab& s) { return s.channels * s.width * kBatchLanes; }
 OW_INLINE int64_t blocked_lanes(int64_t batch, int64_t panel) { return least(kBatchLanes, batch - panel * kBatchLanes); }
 
+// Whether an activation is numbers that a product can read where they are.
+template <typename T>
+OW_INLINE bool bare(const ActivationOf<T>& x) {
+    const LazyOf<T>& z = x.lazy;
+    return x.blocked() && z.y == nullptr && z.gate == nullptr && z.keep == nullptr && z.a == nullptr && z.shift == nullptr && !z.relu;
+}
+// Where padded line l of panel `panel` is, if it is a line of the image.
+template <typename T>
+OW_INLINE const T* bare_line(const Slab& s, const ActivationOf<T>& x, int64_t panel, int64_t l) {
+    return x.lazy.x + (panel * s.height + l - s.pad_top) * s.line;
+}
+
 // A blocked tensor seen as the slab of an image without padding.
 OW_INLINE int64_t unpadded_table_bytes(const Shape& shape, int64_t grain) { return up(grain * shape.width * 4, 64); }
 OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) {
