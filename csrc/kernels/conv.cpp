@@ -2,6 +2,7 @@
 // line needs, computes that line of every channel, and unpacks it.  What it reads and writes is NCHW or blocked; of NCHW the blocked
 // form never leaves the caches, and a blocked activation that is a formula is computed on the way in.
 #include "conv_few.hpp"
+#include "conv_in_place.hpp"
 
 #include <omp.h>
 
@@ -20,6 +21,7 @@ struct Forward {
     int64_t lines, out_lines;  // of the windows
     Sorted a;
     bool in_place;  // x is read where it is
+    Grouped rows;
 };
 
 // One output line of single rows, whose windows begin at `in`: a few pixels at a time, window by window of input channels.
@@ -48,6 +50,20 @@ void forward_line(const Forward& f, int64_t h, const float* in, float* out, Line
     fill_missing(a.a, f.bias, out, f.out.channel, f.plan.vectors);
 }
 
+// The same where x is read where it is; rows are written out while they are in L1.
+void forward_in_place(const Forward& f, int64_t panel, int64_t from, int64_t to, float* out) {
+    const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h(), groups = f.a.a.groups;
+    for (int64_t h = from; h < to; ++h) {
+        const auto drain = [&](int64_t first, int64_t last) {
+            drain_line(f.out, out, {f.rows.rows + f.rows.bounds[first], f.rows.count(first, last)}, panel, h, f.y);
+        };
+        LinesAhead ahead(f.in, f.x, panel, h * stride + span, stride, true);
+        line_of_taps<Gather, GatherMore>(f.a, f.plan.image, h, bare_line(f.in, f.x, panel, h * stride), out, ahead, drain);
+        fill_missing(f.a.a, f.bias, out, f.out.channel, f.plan.vectors);
+        drain(groups, groups + 1);
+    }
+}
+
 // Output lines [from, to) of one panel.
 void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Window window, float* out) {
     const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h();
@@ -57,18 +73,13 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
         const int64_t flush = least(f.out_lines, to - h);
         for (int64_t i = 0; i < flush; ++i, ++h) {
             const int64_t first = h * stride, last = first + span;
-            if (f.in_place) {
-                window.filled = last;
-            } else {
-                window.slide(f.in, first, last);
-            }
+            window.slide(f.in, first, last);
             if (window.filled < last) {
                 const int64_t fill = least(least(end, window.base + window.capacity), most(last, window.filled + f.in.grain));
                 read_lines(f.in, f.x, panel, window.filled, fill, window.line(f.in, window.filled));
                 window.filled = fill;
             }
-            const float* in = f.in_place ? bare_line(f.in, f.x, panel, first) : window.line(f.in, first);
-            forward_line(f, h, in, out + i * f.out.line, LinesAhead(f.in, f.x, panel, window.filled, stride));
+            forward_line(f, h, window.line(f.in, first), out + i * f.out.line, LinesAhead(f.in, f.x, panel, window.filled, stride));
         }
         write_lines(f.out, out, panel, h - flush, h, f.y);
     }
@@ -79,7 +90,7 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
     Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
-    const bool in_place = can_read_in_place(m, image, x);
+    const bool in_place = can_read_in_place(m, image, x) && y.blocked != nullptr;
     if (in_place) read_in_place(plans.parts[0]);
     const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
@@ -99,7 +110,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         f.out_lines = slab_grain(f.plan.out);
         floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
     }
-    Scratch scratch(plans_bytes(plans, m, sorting, threads) + (threads * floats + shared) * 4 + 1024);
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + grouped_bytes(m) + (threads * floats + shared) * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     for (int i = 0; i < plans.count; ++i) {
@@ -110,6 +121,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         f.y = from_image(y, f.plan.first, f.plan.out);
         f.bias = bias;
         if (Failure wrong = lower_for(m, f.plan, sorting, bias, i == 0 ? nullptr : &parts[0].a, memory, threads, f.a)) return wrong;
+        if (in_place) f.rows = make_grouped(m, f.a.a, f.out.channel, memory);
     }
     float* buffers = memory.take<float>(threads * floats);
     float* few = memory.take<float>(shared);
@@ -124,6 +136,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
                 continue;
             }
             share_lines(f.plan.panels, f.plan.out_height, 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
+                if (f.in_place) return forward_in_place(f, panel, from, to, mine);
                 forward_lines(f, panel, from, to, {mine, f.lines, 0, 0}, mine + f.lines * f.in.line);
             });
         }

@@ -138,14 +138,14 @@ void backward_in_place(const Backward& b, int64_t panel, int64_t from, int64_t t
             const bool whole = first.from == 0 && last.to == m.kernel_h;
             Places places{whole ? count : 1, b.in.line, b.out.line, (b.edges.right - b.edges.left) * (kBatchLanes / kLanes), &b.edges};
             for (int64_t i = 0; i < count; i += places.lines) {
-                LinesAhead ahead(b.in, b.x, panel, h + count - 1 + span + i, places.lines);
+                LinesAhead ahead(b.in, b.x, panel, h + count - 1 + span + i, places.lines, true);
                 add_dots_in_place(b.plan, b.a, b.edges, h + i, places, bare_line(b.in, b.x, panel, h + i), out + i * b.out.line, ahead, dw);
             }
         }
         for (const int64_t stop = h + count; h < stop; ++h, out += b.out.line) {
             if (!b.dx.given()) continue;
             for (; zeroed < h + span; ++zeroed) zero_lines(b.in, dx + zeroed % span * b.in.line, 1);
-            LinesAhead ahead(b.out, b.g, panel, h + count, 1);
+            LinesAhead ahead(b.out, b.g, panel, h + count, 1, true);
             line_of_taps<Scatter, Scatter>(b.ring.from(b.a, h), m, h, dx, out, ahead);
             const int64_t done = h + 1 == end ? h + span : h + 1;
             for (int64_t l = most(h, from); l < done; ++l) write_lines(b.in, dx + l % span * b.in.line, panel, l, l + 1, b.dx);

@@ -1,11 +1,37 @@
-// The gradients of a convolution whose input is a blocked tensor that is read where it is.  Of the input's gradient only the lines
-// that an output line adds to exist, in a ring.
+// Convolutions whose input is a blocked tensor that is read where it is: what they need beside a plan.  Of the input's gradient only
+// the lines that an output line adds to exist, in a ring.
 #pragma once
 
 #include "conv_plan.hpp"
 
 namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
+
+constexpr int64_t kDotRows = 4;  // whose weight gradients are computed between two fetches of what is read next
+
+// The rows of a matrix, group by group, and then those in no group.
+struct Grouped {
+    const int32_t *rows, *bounds;  // [n_rows], and where each group's begin
+    int64_t count(int64_t from, int64_t to) const { return bounds[to] - bounds[from]; }
+};
+
+OW_INLINE int64_t grouped_bytes(const Stored& m) { return (m.n_rows + m.groups + 2) * 4 + 128; }
+
+OW_INLINE Grouped make_grouped(const Stored& m, const Lowered& a, int64_t row_stride, Memory& memory) {
+    int32_t* rows = memory.take<int32_t>(m.n_rows);
+    int32_t* bounds = memory.take<int32_t>(m.groups + 2);
+    int32_t n = 0;
+    for (int64_t g = 0; g < m.groups; ++g) {
+        bounds[g] = n;
+        for (int64_t i = g * m.height; i < (g + 1) * m.height; ++i) {
+            if (a.rows[i] >= 0) rows[n++] = static_cast<int32_t>(a.rows[i] / row_stride);
+        }
+    }
+    bounds[m.groups] = n;
+    for (int64_t i = 0; i < a.n_missing; ++i) rows[n++] = a.missing[i];
+    bounds[m.groups + 1] = n;
+    return {rows, bounds};
+}
 
 // Where the columns of a matrix lie in a ring of lines.
 struct Ring {
@@ -46,14 +72,21 @@ OW_INLINE Edges make_edges(const Stored& m, const Image& image, const Sorted& a,
 OW_INLINE void add_dots_in_place(const Plan& p, const Sorted& s, const Edges& edges, int64_t h, Places places, const float* in,
                                  const float* out, LinesAhead& ahead, float* dw) {
     const Range lines = taps_of_line(p.image, h);
-    if (lines.empty()) return;
+    if (lines.empty() || s.a.groups == 0) return;
     const Lowered a = s.range(0, lines.from * p.image.kernel_w, lines.to * p.image.kernel_w);
-    const int64_t begin = edges.left * kBatchLanes, block = kDotTiles.of_four, all = (s.a.offsets[a.groups] - s.a.offsets[0]) / block + a.groups;
+    const int64_t block = kDotTiles.of_four, blocks = (a.ends[a.groups - 1] - a.offsets[0]) / block + a.groups;
+    const int64_t fetches = (a.height + kDotRows - 1) / kDotRows;
+    in += edges.left * kBatchLanes, out += edges.left * kBatchLanes;
     int64_t part = 0;
     for (int64_t g = 0; g < a.groups; ++g) {
+        const int32_t* rows = a.rows + g * a.height;
         for (int64_t k = a.offsets[g]; k < a.ends[g]; k += block) {
-            ahead.fetch(part++, all);
-            dot_group(a, g, k, least<int64_t>(k + block, a.ends[g]), in + begin, out + begin, places, dw);
+            const int64_t count = least<int64_t>(block, a.ends[g] - k);
+            for (int64_t r = 0; r < a.height && g < a.full_groups; r += kDotRows) {
+                ahead.fetch(part++, blocks * fetches);
+                dot_rows(a, a.columns + k, count, rows, r, least(r + kDotRows, a.height), in, out, places, dw + k * a.height);
+            }
+            if (g >= a.full_groups) dot_group(a, g, k, k + count, in, out, places, dw);
         }
     }
 }

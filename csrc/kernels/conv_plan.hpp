@@ -154,11 +154,13 @@ OW_INLINE void line_of_pieces(const Lowered& a, typename Op::In* in, typename Op
 }
 
 // The same where every pixel passes over the taps that it reads in the padding: pixels that pass over the same ones at a time.
-template <typename Op, typename More>
-OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead) {
+// After some groups `after` is called with them.
+template <typename Op, typename More, typename After>
+OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead,
+                            const After& after) {
     const Range lines = taps_of_line(image, h);
     const int64_t width = image.out_width(), groups = s.a.groups, step = (groups + kFetches - 1) / kFetches, taps = image.kernel_w;
-    const int64_t piece = piece_of(s.a.height, width * (kBatchLanes / kLanes));
+    const int64_t piece = (tiles_of(s.a.height).*Op::kShape).vectors;
     for (int64_t g = 0; g < groups; g += step) {
         const int64_t stop = least(g + step, groups);
         for (int64_t w = 0, end; w < width; w = end) {
@@ -170,10 +172,10 @@ OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, type
             const int64_t at = w * kBatchLanes, vectors = (end - w) * (kBatchLanes / kLanes);
             if (mine.from == 0 && mine.to == taps) {
                 const Lowered part = s.range(0, lines.from * taps, lines.to * taps);
-                const int64_t pieces = vectors > kPieces ? (vectors + piece - 1) / piece : 1, each = pieces > 1 ? piece : vectors;
-                for (int64_t v = 0; v < vectors; v += each) {
-                    ahead.fetch(g * pieces + v / each * step, groups * pieces);
-                    product<Op>(part, g, stop, in + at + v * kLanes, out + at + v * kLanes, least(each, vectors - v), vectors);
+                for (int64_t v = 0, next; v < vectors; v = next) {
+                    next = vectors <= kPieces || vectors - v <= piece + 1 ? vectors : v + piece;
+                    ahead.fetch(g * vectors + v * step, groups * vectors);
+                    product<Op>(part, g, stop, in + at + v * kLanes, out + at + v * kLanes, next - v, vectors);
                 }
                 continue;
             }
@@ -188,7 +190,12 @@ OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, type
                 }
             }
         }
+        after(g, stop);
     }
+}
+template <typename Op, typename More>
+OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead) {
+    line_of_taps<Op, More>(s, image, h, in, out, ahead, [](int64_t, int64_t) {});
 }
 
 }  // namespace OPENWORK_ISA_NAMESPACE
