@@ -12,6 +12,8 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
+constexpr int64_t kRowsBehind = 2;  // written out between two tiles
+
 struct Forward {
     Plan plan;
     Slab in, out;
@@ -53,15 +55,20 @@ void forward_line(const Forward& f, int64_t h, const float* in, float* out, Line
 // The same where x is read where it is; rows are written out while they are in L1.
 void forward_in_place(const Forward& f, int64_t panel, int64_t from, int64_t to, float* out) {
     const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h(), groups = f.a.a.groups;
+    LineBehind behind(f.out, f.y);
     for (int64_t h = from; h < to; ++h) {
         const auto drain = [&](int64_t first, int64_t last) {
-            drain_line(f.out, out, {f.rows.rows + f.rows.bounds[first], f.rows.count(first, last)}, panel, h, f.y);
+            const Channels rows{f.rows.rows, f.rows.bounds[first], f.rows.count(first, last)};
+            if (f.y.moments != nullptr) drain_line(f.out, out, rows, panel, h, Result{nullptr, nullptr, f.y.moments});
+            behind.begin(out, rows, panel, h);
         };
-        LinesAhead ahead(f.in, f.x, panel, h * stride + span, stride, true);
+        Meanwhile ahead{LinesAhead(f.in, f.x, panel, h * stride + span, stride, true), behind, kRowsBehind};
         line_of_taps<Gather, GatherMore>(f.a, f.plan.image, h, bare_line(f.in, f.x, panel, h * stride), out, ahead, drain);
         fill_missing(f.a.a, f.bias, out, f.out.channel, f.plan.vectors);
-        drain(groups, groups + 1);
+        if (f.a.a.n_missing > 0) drain(groups, groups + 1);
+        if (groups < 2) behind.finish();  // before the same rows are computed again
     }
+    behind.finish();
 }
 
 // Output lines [from, to) of one panel.

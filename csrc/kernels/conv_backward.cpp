@@ -129,6 +129,7 @@ void backward_in_place(const Backward& b, int64_t panel, int64_t from, int64_t t
     const Image& m = b.plan.image;
     const int64_t span = m.span_h(), before = b.dx.given() ? least(from, span - 1) : 0, end = b.plan.out_height;
     int64_t zeroed = from - before;
+    LineBehind behind(b.in, b.dx);
     for (int64_t h = from - before; h < to;) {
         const int64_t count = least(b.block, (h < from ? from : to) - h);
         const float* out = bare(b.g) ? bare_line(b.out, b.g, panel, h) : g;
@@ -138,19 +139,23 @@ void backward_in_place(const Backward& b, int64_t panel, int64_t from, int64_t t
             const bool whole = first.from == 0 && last.to == m.kernel_h;
             Places places{whole ? count : 1, b.in.line, b.out.line, (b.edges.right - b.edges.left) * (kBatchLanes / kLanes), &b.edges};
             for (int64_t i = 0; i < count; i += places.lines) {
-                LinesAhead ahead(b.in, b.x, panel, h + count - 1 + span + i, places.lines, true);
+                Meanwhile ahead{LinesAhead(b.in, b.x, panel, h + count - 1 + span + i, places.lines, true), behind, 1};
                 add_dots_in_place(b.plan, b.a, b.edges, h + i, places, bare_line(b.in, b.x, panel, h + i), out + i * b.out.line, ahead, dw);
             }
         }
         for (const int64_t stop = h + count; h < stop; ++h, out += b.out.line) {
             if (!b.dx.given()) continue;
+            behind.finish();
             for (; zeroed < h + span; ++zeroed) zero_lines(b.in, dx + zeroed % span * b.in.line, 1);
             LinesAhead ahead(b.out, b.g, panel, h + count, 1, true);
             line_of_taps<Scatter, Scatter>(b.ring.from(b.a, h), m, h, dx, out, ahead);
             const int64_t done = h + 1 == end ? h + span : h + 1;
-            for (int64_t l = most(h, from); l < done; ++l) write_lines(b.in, dx + l % span * b.in.line, panel, l, l + 1, b.dx);
+            for (int64_t l = most(most(h, from), m.pad_h); l < least(done, m.pad_h + m.height); ++l) {
+                behind.begin(dx + l % span * b.in.line, {nullptr, 0, b.in.channels}, panel, l - m.pad_h);
+            }
         }
     }
+    behind.finish();
 }
 
 bool can_go_backward_in_place(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx) {

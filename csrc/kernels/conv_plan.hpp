@@ -155,8 +155,8 @@ OW_INLINE void line_of_pieces(const Lowered& a, typename Op::In* in, typename Op
 
 // The same where every pixel passes over the taps that it reads in the padding: pixels that pass over the same ones at a time.
 // After some groups `after` is called with them.
-template <typename Op, typename More, typename After>
-OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead,
+template <typename Op, typename More, typename Ahead, typename After>
+OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, Ahead& ahead,
                             const After& after) {
     const Range lines = taps_of_line(image, h);
     const int64_t width = image.out_width(), groups = s.a.groups, step = (groups + kFetches - 1) / kFetches, taps = image.kernel_w;

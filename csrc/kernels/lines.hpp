@@ -144,11 +144,11 @@ OW_INLINE void spread(const From* from, const int32_t* at, int64_t width, const 
     squares = of_squares[0] + of_squares[1];
 }
 
-// Channels of a slab: `ids` if that is given, else from 0 on.
+// Channels of a slab, by their ids if those are given.
 struct Channels {
     const int32_t* ids;
-    int64_t count;
-    int64_t operator[](int64_t i) const { return ids == nullptr ? i : ids[i]; }
+    int64_t first, count;
+    int64_t operator[](int64_t i) const { return ids == nullptr ? first + i : ids[first + i]; }
 };
 
 // Some channels of a line of a slab: written to `out` if that is given, and their moments, the mean and the sum of squared distances
@@ -209,7 +209,7 @@ void drain_line(const Slab& s, const From* line, const Channels& channels, int64
 template <typename From, typename To>
 OW_INLINE void drain_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, int64_t to, const ResultOf<To>& y) {
     for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
-        drain_line(s, lines + (l - from) * s.line, {nullptr, s.channels}, panel, l - s.pad_top, y);
+        drain_line(s, lines + (l - from) * s.line, {nullptr, 0, s.channels}, panel, l - s.pad_top, y);
     }
 }
 
@@ -246,6 +246,44 @@ private:
     int64_t start_, done_, end_;
     bool near_;
     const char* arrays_[4];
+};
+
+// Channels of one line of a slab, written to a blocked tensor bit by bit while something else is computed.
+class LineBehind {
+public:
+    LineBehind(const Slab& s, const Result& y) : s_(s), y_{nullptr, y.blocked, nullptr}, line_(nullptr), channels_{}, panel_(0), h_(0) {}
+
+    void begin(const float* line, const Channels& channels, int64_t panel, int64_t h) {
+        write(channels_.count);
+        line_ = line, channels_ = channels, panel_ = panel, h_ = h;
+    }
+    // `count` more channels.
+    void write(int64_t count) {
+        const int64_t n = least(count, channels_.count);
+        if (n <= 0) return;
+        drain_line(s_, line_, {channels_.ids, channels_.first, n}, panel_, h_, y_);
+        channels_.first += n, channels_.count -= n;
+    }
+    void finish() { write(channels_.count); }
+
+private:
+    const Slab& s_;
+    Result y_;
+    const float* line_;
+    Channels channels_;
+    int64_t panel_, h_;
+};
+
+// What is read and written while something else is computed.
+struct Meanwhile {
+    LinesAhead ahead;
+    LineBehind& behind;
+    int64_t channels;  // written at a time
+
+    void fetch(int64_t part, int64_t parts) {
+        ahead.fetch(part, parts);
+        behind.write(channels);
+    }
 };
 
 // Either layout.
