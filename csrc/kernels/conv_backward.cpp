@@ -127,40 +127,34 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
 // The same where x is read where it is, and g, too, if it can be; dx is a ring of lines.
 void backward_in_place(const Backward& b, int64_t panel, int64_t from, int64_t to, float* dx, float* g, float* dw) {
     const Image& m = b.plan.image;
-    const int64_t span = m.span_h(), before = b.dx.given() ? least(from, span - 1) : 0, end = b.plan.out_height;
-    int64_t zeroed = from - before;
+    const int64_t span = m.span_h(), before = b.dx.given() ? least(from, span - 1) : 0;
+    const Places places{1, b.in.line, b.out.line, (b.edges.right - b.edges.left) * (kBatchLanes / kLanes), &b.edges};
     LineBehind behind(b.in, b.dx);
-    for (int64_t h = from - before; h < to;) {
-        const int64_t count = least(b.block, (h < from ? from : to) - h);
+    int64_t zeroed = from - before;
+    for (int64_t h = from - before; h < to; ++h) {
         const float* out = bare(b.g) ? bare_line(b.out, b.g, panel, h) : g;
-        if (out == g) read_lines(b.out, b.g, panel, h, h + count, g);
+        if (out == g) read_lines(b.out, b.g, panel, h, h + 1, g);
         if (dw != nullptr && h >= from) {
-            const Range first = taps_of_line(m, h), last = taps_of_line(m, h + count - 1);
-            const bool whole = first.from == 0 && last.to == m.kernel_h;
-            Places places{whole ? count : 1, b.in.line, b.out.line, (b.edges.right - b.edges.left) * (kBatchLanes / kLanes), &b.edges};
-            for (int64_t i = 0; i < count; i += places.lines) {
-                Meanwhile ahead{LinesAhead(b.in, b.x, panel, h + count - 1 + span + i, places.lines, true), behind, 1};
-                add_dots_in_place(b.plan, b.a, b.edges, h + i, places, bare_line(b.in, b.x, panel, h + i), out + i * b.out.line, ahead, dw);
-            }
+            Meanwhile ahead{LinesAhead(b.in, b.x, panel, h + span, 1, true), behind, 1};
+            add_dots_in_place(b.plan, b.a, b.edges, h, places, bare_line(b.in, b.x, panel, h), out, ahead, dw);
         }
-        for (const int64_t stop = h + count; h < stop; ++h, out += b.out.line) {
-            if (!b.dx.given()) continue;
-            behind.finish();
-            for (; zeroed < h + span; ++zeroed) zero_lines(b.in, dx + zeroed % span * b.in.line, 1);
-            LinesAhead ahead(b.out, b.g, panel, h + count, 1, true);
-            line_of_taps<Scatter, Scatter>(b.ring.from(b.a, h), m, h, dx, out, ahead);
-            const int64_t done = h + 1 == end ? h + span : h + 1;
-            for (int64_t l = most(most(h, from), m.pad_h); l < least(done, m.pad_h + m.height); ++l) {
-                behind.begin(dx + l % span * b.in.line, {nullptr, 0, b.in.channels}, panel, l - m.pad_h);
-            }
+        if (!b.dx.given()) continue;
+        behind.finish();
+        for (; zeroed < h + span; ++zeroed) zero_lines(b.in, dx + zeroed % span * b.in.line, 1);
+        LinesAhead ahead(b.out, b.g, panel, h + 1, 1, true);
+        line_of_taps<Scatter, Scatter>(b.ring.from(b.a, h), m, h, dx, out, ahead);
+        const int64_t done = h + 1 == b.plan.out_height ? h + span : h + 1;
+        for (int64_t l = most(most(h, from), m.pad_h); l < least(done, m.pad_h + m.height); ++l) {
+            behind.begin(dx + l % span * b.in.line, {nullptr, 0, b.in.channels}, panel, l - m.pad_h);
         }
     }
     behind.finish();
 }
 
+// Worth it where a line is long enough to be a reduction alone.
 bool can_go_backward_in_place(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx) {
     return can_read_in_place(m, image, x) && g.blocked() && (!dx.given() || dx.blocked != nullptr) && image.stride_h == 1 &&
-           image.batch % kBatchLanes == 0 && image.out_width() > kNarrow;
+           image.batch % kBatchLanes == 0 && 2 * image.out_width() * kBatchLanes > kDotFloats;
 }
 
 Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {

@@ -68,8 +68,8 @@ OW_INLINE Edges make_edges(const Stored& m, const Image& image, const Sorted& a,
     return {a.a.columns, shifts, left, most(left, width - image.pad_w), width, image.width};
 }
 
-// Adds the weight gradients of output lines [h, h + count), which read the same taps; the windows of the first begin at `in`.
-OW_INLINE void add_dots_in_place(const Plan& p, const Sorted& s, const Edges& edges, int64_t h, Places places, const float* in,
+// Adds the weight gradients that output line h makes, whose windows begin at `in`.
+OW_INLINE void add_dots_in_place(const Plan& p, const Sorted& s, const Edges& edges, int64_t h, const Places& places, const float* in,
                                  const float* out, Meanwhile& ahead, float* dw) {
     const Range lines = taps_of_line(p.image, h);
     if (lines.empty() || s.a.groups == 0) return;

@@ -66,7 +66,7 @@ OW_INLINE void read_in_place(Plan& p) {
     p.in.bare = true;
 }
 OW_INLINE bool can_read_in_place(const Stored& m, const Image& image, const Activation& x) {
-    return bare(x) && m.height >= 8 && image.taps() > 1 && image.stride_w == 1 && image.pad_h >= 0 && image.pad_w >= 0;
+    return bare(x) && m.height >= 8 && image.taps() > 1 && image.out_width() > kNarrow && image.stride_w == 1 && image.pad_h >= 0 && image.pad_w >= 0;
 }
 
 OW_INLINE Plan make_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes, By by, bool plain_in, bool plain_out) {

@@ -15,14 +15,14 @@ from openwork.resident import native
 
 GEOMETRIES = {
     "wide": ((9, 33), (3, 3), (1, 1), (1, 1), (1, 1)),
-    "square": ((16, 16), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "odd": ((7, 17), (3, 3), (1, 1), (1, 1), (1, 1)),
     "narrow": ((6, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
     "as wide as its padding": ((3, 9), (3, 7), (1, 1), (1, 7), (1, 1)),
-    "more padding than image": ((2, 5), (3, 5), (1, 1), (4, 6), (1, 1)),
+    "more padding than image": ((2, 5), (3, 5), (1, 1), (4, 9), (1, 1)),
     "wide taps": ((12, 19), (3, 3), (1, 1), (2, 2), (2, 2)),
-    "padding on neither side": ((8, 14), (3, 4), (1, 1), (0, 0), (1, 1)),
-    "padding above alone": ((8, 14), (2, 3), (1, 1), (1, 0), (1, 1)),
-    "lines without a tap": ((3, 12), (2, 2), (1, 1), (3, 1), (5, 1)),
+    "padding on neither side": ((8, 24), (3, 4), (1, 1), (0, 0), (1, 1)),
+    "padding above alone": ((8, 24), (2, 3), (1, 1), (1, 0), (1, 1)),
+    "lines without a tap": ((3, 24), (2, 2), (1, 1), (3, 1), (5, 1)),
     "stride down": ((11, 17), (3, 3), (2, 1), (1, 1), (1, 1)),
     "a single line of taps": ((5, 20), (1, 3), (1, 1), (0, 1), (1, 1)),
 }
@@ -66,18 +66,18 @@ def test_against_dense(geometry, height, batch):
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("height", [8, 40])
 def test_no_weights_or_all(height, density):
-    conv = Conv(40, 3, 16, (5, 12), (3, 3), (1, 1), (1, 1), (1, 1))
+    conv = Conv(40, 3, 16, (5, 22), (3, 3), (1, 1), (1, 1), (1, 1))
     compare(conv, random_pattern(conv.rows, conv.columns, height, density))
 
 
 def test_many_groups():
     """More groups than are computed between two fetches of what is read next."""
-    conv = Conv(150, 2, 16, (4, 10), (3, 3), (1, 1), (1, 1), (1, 1))
+    conv = Conv(150, 2, 16, (4, 20), (3, 3), (1, 1), (1, 1), (1, 1))
     compare(conv, random_pattern(conv.rows, conv.columns, 8, 0.5))
 
 
 def test_no_groups():
-    conv = Conv(8, 2, 16, (4, 10), (3, 3), (1, 1), (1, 1), (1, 1))
+    conv = Conv(8, 2, 16, (4, 20), (3, 3), (1, 1), (1, 1), (1, 1))
     empty = torch.empty(0, dtype=torch.int32)
     compare(conv, Pattern((8, conv.columns), empty.view(0, 8), torch.zeros(1, dtype=torch.int32), empty))
 
