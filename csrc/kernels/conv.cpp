@@ -2,6 +2,7 @@
 // line needs, computes that line of every channel, and unpacks it.  What it reads and writes is NCHW or blocked; of NCHW the blocked
 // form never leaves the caches, and a blocked activation that is a formula is computed on the way in.
 #include "conv_few.hpp"
+#include "conv_in_place.hpp"
 
 #include <omp.h>
 
@@ -11,6 +12,8 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
+constexpr int64_t kRowsBehind = 2;  // written out between two tiles
+
 struct Forward {
     Plan plan;
     Slab in, out;
@@ -19,6 +22,8 @@ struct Forward {
     Result y;
     int64_t lines, out_lines;  // of the windows
     Sorted a;
+    bool in_place;  // x is read where it is
+    Grouped rows;
 };
 
 // One output line of single rows, whose windows begin at `in`: a few pixels at a time, window by window of input channels.
@@ -47,6 +52,25 @@ void forward_line(const Forward& f, int64_t h, const float* in, float* out, Line
     fill_missing(a.a, f.bias, out, f.out.channel, f.plan.vectors);
 }
 
+// The same where x is read where it is; rows are written out while they are in L1.
+void forward_in_place(const Forward& f, int64_t panel, int64_t from, int64_t to, float* out) {
+    const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h(), groups = f.a.a.groups;
+    LineBehind behind(f.out, f.y);
+    for (int64_t h = from; h < to; ++h) {
+        const auto drain = [&](int64_t first, int64_t last) {
+            const Channels rows{f.rows.rows, f.rows.bounds[first], f.rows.count(first, last)};
+            if (f.y.moments != nullptr) drain_line(f.out, out, rows, panel, h, Result{nullptr, nullptr, f.y.moments});
+            behind.begin(out, rows, panel, h);
+        };
+        Meanwhile ahead{LinesAhead(f.in, f.x, panel, h * stride + span, stride, true), behind, kRowsBehind};
+        line_of_taps<Gather, GatherMore>(f.a, f.plan.image, h, bare_line(f.in, f.x, panel, h * stride), out, ahead, drain);
+        fill_missing(f.a.a, f.bias, out, f.out.channel, f.plan.vectors);
+        if (f.a.a.n_missing > 0) drain(groups, groups + 1);
+        if (groups < 2) behind.finish();  // before the same rows are computed again
+    }
+    behind.finish();
+}
+
 // Output lines [from, to) of one panel.
 void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Window window, float* out) {
     const int64_t stride = f.plan.image.stride_h, span = f.plan.image.span_h();
@@ -72,7 +96,9 @@ void forward_lines(const Forward& f, int64_t panel, int64_t from, int64_t to, Wi
 
 Failure conv_forward(const Stored& m, const Image& image, const Activation& x, const float* bias, const Result& y, int threads) {
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
-    const Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
+    const bool in_place = can_read_in_place(m, image, x) && y.blocked != nullptr;
+    if (in_place) read_in_place(plans.parts[0]);
     const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
@@ -86,11 +112,12 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
             shared = few_forward_floats(f.plan);
             continue;
         }
-        f.lines = window_lines(image, f.plan.in, 1);
+        f.in_place = in_place;
+        f.lines = in_place ? 0 : window_lines(image, f.plan.in, 1);
         f.out_lines = slab_grain(f.plan.out);
         floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
     }
-    Scratch scratch(plans_bytes(plans, m, sorting, threads) + (threads * floats + shared) * 4 + 1024);
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + grouped_bytes(m) + (threads * floats + shared) * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     for (int i = 0; i < plans.count; ++i) {
@@ -101,6 +128,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         f.y = from_image(y, f.plan.first, f.plan.out);
         f.bias = bias;
         if (Failure wrong = lower_for(m, f.plan, sorting, bias, i == 0 ? nullptr : &parts[0].a, memory, threads, f.a)) return wrong;
+        if (in_place) f.rows = make_grouped(m, f.a.a, f.out.channel, memory);
     }
     float* buffers = memory.take<float>(threads * floats);
     float* few = memory.take<float>(shared);
@@ -115,6 +143,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
                 continue;
             }
             share_lines(f.plan.panels, f.plan.out_height, 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
+                if (f.in_place) return forward_in_place(f, panel, from, to, mine);
                 forward_lines(f, panel, from, to, {mine, f.lines, 0, 0}, mine + f.lines * f.in.line);
             });
         }

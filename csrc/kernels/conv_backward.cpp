@@ -1,5 +1,6 @@
 // The gradients of a convolution, in one pass over the lines of the output gradient.
 #include "conv_few.hpp"
+#include "conv_in_place.hpp"
 
 #include <omp.h>
 
@@ -28,6 +29,9 @@ struct Backward {
     Result dx;
     int64_t dot_lines, block, lines;  // lines summed at once, read at once, and of the windows
     Sorted a;
+    bool in_place;  // x is read where it is
+    Ring ring;
+    Edges edges;
 };
 
 // Of `count` output lines from h on, for the columns of a line of taps, or of a single one.
@@ -120,6 +124,39 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
     }
 }
 
+// The same where x is read where it is, and g, too, if it can be; dx is a ring of lines.
+void backward_in_place(const Backward& b, int64_t panel, int64_t from, int64_t to, float* dx, float* g, float* dw) {
+    const Image& m = b.plan.image;
+    const int64_t span = m.span_h(), before = b.dx.given() ? least(from, span - 1) : 0;
+    const Places places{1, b.in.line, b.out.line, (b.edges.right - b.edges.left) * (kBatchLanes / kLanes), &b.edges};
+    LineBehind behind(b.in, b.dx);
+    int64_t zeroed = from - before;
+    for (int64_t h = from - before; h < to; ++h) {
+        const float* out = bare(b.g) ? bare_line(b.out, b.g, panel, h) : g;
+        if (out == g) read_lines(b.out, b.g, panel, h, h + 1, g);
+        if (dw != nullptr && h >= from) {
+            Meanwhile ahead{LinesAhead(b.in, b.x, panel, h + span, 1, true), behind, 1};
+            add_dots_in_place(b.plan, b.a, b.edges, h, places, bare_line(b.in, b.x, panel, h), out, ahead, dw);
+        }
+        if (!b.dx.given()) continue;
+        behind.finish();
+        for (; zeroed < h + span; ++zeroed) zero_lines(b.in, dx + zeroed % span * b.in.line, 1);
+        LinesAhead ahead(b.out, b.g, panel, h + 1, 1, true);
+        line_of_taps<Scatter, Scatter>(b.ring.from(b.a, h), m, h, dx, out, ahead);
+        const int64_t done = h + 1 == b.plan.out_height ? h + span : h + 1;
+        for (int64_t l = most(most(h, from), m.pad_h); l < least(done, m.pad_h + m.height); ++l) {
+            behind.begin(dx + l % span * b.in.line, {nullptr, 0, b.in.channels}, panel, l - m.pad_h);
+        }
+    }
+    behind.finish();
+}
+
+// Worth it where a line is long enough to be a reduction alone.
+bool can_go_backward_in_place(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx) {
+    return can_read_in_place(m, image, x) && g.blocked() && (!dx.given() || dx.blocked != nullptr) && image.stride_h == 1 &&
+           image.batch % kBatchLanes == 0 && 2 * image.out_width() * kBatchLanes > kDotFloats;
+}
+
 Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
     const Image& image = p.image;
     const int64_t lines = p.folded() ? 1 : (dot_lines - 1) * image.stride_h + image.span_h(), rows = most<int64_t>(m.groups, 1);
@@ -136,6 +173,7 @@ void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, fl
     const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
     // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
     share_lines(b.plan.panels, height, b.plan.panels % team == 0 ? height : 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
+        if (b.in_place) return backward_in_place(b, panel, from, to, mine, mine + window, dw);
         const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
         backward_lines(b, panel, from, to, x, dx, mine + windows * window, shares, dw);
     });
@@ -174,6 +212,9 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
     const bool blocked = g.blocked() || x.blocked() || dx.blocked != nullptr;
     Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
+    const bool in_place = can_go_backward_in_place(m, image, g, x, dx);
+    if (in_place) read_in_place(plans.parts[0]);
+    if (in_place) plans.parts[0].out.bare = true;
     Backward parts[2];
     int64_t floats = 0, shared = 0;
     for (int i = 0; i < plans.count; ++i) {
@@ -185,12 +226,13 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
         }
         b.dot_lines = most<int64_t>(1, kDotFloats / (b.plan.vectors * kLanes));
         b.block = most(least(b.dot_lines, b.plan.out_height), slab_grain(b.plan.out));
-        b.lines = window_lines(image, b.plan.in, b.block);
+        b.in_place = in_place;
+        b.lines = in_place ? image.span_h() : window_lines(image, b.plan.in, b.block);
         floats = most(floats, windows * b.lines * slab_line(b.plan.in) + b.block * slab_line(b.plan.out));
     }
     const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
     const int64_t shares = up(sorting.kinds(), 8);
-    Scratch scratch(plans_bytes(plans, m, sorting, threads) +
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + (in_place ? in_place_bytes(m, image) : 0) +
                     threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + shared * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
@@ -203,6 +245,8 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
         b.dx = from_image(dx, b.plan.first, b.plan.in);
         if (Failure wrong = lower_for(m, b.plan, sorting, nullptr, i == 0 ? nullptr : &parts[0].a, memory, threads, b.a)) return wrong;
         if (sorting.by == By::kNothing) b.plan.by = By::kNothing;
+        if (in_place) b.ring = make_ring(m, image, b.plan.in, b.a, memory);
+        if (in_place) b.edges = make_edges(m, image, b.a, memory);
     }
     const int32_t* order = parts[0].a.order;
     float* buffers = memory.take<float>(threads * floats);

@@ -10,6 +10,7 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 
 constexpr int64_t kFetches = 8;     // of what is read next, during one pass over the weights
+constexpr int64_t kPieces = 8;      // vectors of a line up to which it is one piece, where taps are passed over
 constexpr int64_t kNarrow = 8;      // pixels of a line, up to which padding beside it is passed over
 constexpr int64_t kShort = 16;      // lines of an image, up to which padding above and below it is
 
@@ -56,6 +57,16 @@ OW_INLINE By sorted_by(const Stored& m, const Image& image, int64_t lanes) {
 
 OW_INLINE Plan folded_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes) {
     return {folded_shapes(m, image, lanes), image, first, By::kNothing};
+}
+
+// Makes a plan read the blocked tensor that the convolution's input is, where it is; the padding is passed over.
+OW_INLINE void read_in_place(Plan& p) {
+    p.by = By::kTap;
+    p.in.pad_left = 0, p.in.pixels = p.image.width;
+    p.in.bare = true;
+}
+OW_INLINE bool can_read_in_place(const Stored& m, const Image& image, const Activation& x) {
+    return bare(x) && m.height >= 8 && image.taps() > 1 && image.out_width() > kNarrow && image.stride_w == 1 && image.pad_h >= 0 && image.pad_w >= 0;
 }
 
 OW_INLINE Plan make_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes, By by, bool plain_in, bool plain_out) {
@@ -143,12 +154,14 @@ OW_INLINE void line_of_pieces(const Lowered& a, typename Op::In* in, typename Op
 }
 
 // The same where every pixel passes over the taps that it reads in the padding: pixels that pass over the same ones at a time.
-template <typename Op, typename More>
-OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead) {
+// After some groups `after` is called with them.
+template <typename Op, typename More, typename Ahead, typename After>
+OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, Ahead& ahead,
+                            const After& after) {
     const Range lines = taps_of_line(image, h);
     const int64_t width = image.out_width(), groups = s.a.groups, step = (groups + kFetches - 1) / kFetches, taps = image.kernel_w;
+    const int64_t piece = (tiles_of(s.a.height).*Op::kShape).vectors;
     for (int64_t g = 0; g < groups; g += step) {
-        ahead.fetch(g, groups);
         const int64_t stop = least(g + step, groups);
         for (int64_t w = 0, end; w < width; w = end) {
             const Range mine = taps_of_pixel(image, w);
@@ -158,7 +171,12 @@ OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, type
             }
             const int64_t at = w * kBatchLanes, vectors = (end - w) * (kBatchLanes / kLanes);
             if (mine.from == 0 && mine.to == taps) {
-                product<Op>(s.range(0, lines.from * taps, lines.to * taps), g, stop, in + at, out + at, vectors, vectors);
+                const Lowered part = s.range(0, lines.from * taps, lines.to * taps);
+                for (int64_t v = 0, next; v < vectors; v = next) {
+                    next = vectors <= kPieces || vectors - v <= piece + 1 ? vectors : v + piece;
+                    ahead.fetch(g * vectors + v * step, groups * vectors);
+                    product<Op>(part, g, stop, in + at + v * kLanes, out + at + v * kLanes, next - v, vectors);
+                }
                 continue;
             }
             // Without any tap the result is the bias.
@@ -172,7 +190,12 @@ OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, type
                 }
             }
         }
+        after(g, stop);
     }
+}
+template <typename Op, typename More>
+OW_INLINE void line_of_taps(const Sorted& s, const Image& image, int64_t h, typename Op::In* in, typename Op::Out* out, LinesAhead& ahead) {
+    line_of_taps<Op, More>(s, image, h, in, out, ahead, [](int64_t, int64_t) {});
 }
 
 }  // namespace OPENWORK_ISA_NAMESPACE

@@ -10,6 +10,18 @@ namespace OPENWORK_ISA_NAMESPACE {
 OW_INLINE int64_t blocked_line(const Slab& s) { return s.channels * s.width * kBatchLanes; }
 OW_INLINE int64_t blocked_lanes(int64_t batch, int64_t panel) { return least(kBatchLanes, batch - panel * kBatchLanes); }
 
+// Whether an activation is numbers that a product can read where they are.
+template <typename T>
+OW_INLINE bool bare(const ActivationOf<T>& x) {
+    const LazyOf<T>& z = x.lazy;
+    return x.blocked() && z.y == nullptr && z.gate == nullptr && z.keep == nullptr && z.a == nullptr && z.shift == nullptr && !z.relu;
+}
+// Where padded line l of panel `panel` is, if it is a line of the image.
+template <typename T>
+OW_INLINE const T* bare_line(const Slab& s, const ActivationOf<T>& x, int64_t panel, int64_t l) {
+    return x.lazy.x + (panel * s.height + l - s.pad_top) * s.line;
+}
+
 // A blocked tensor seen as the slab of an image without padding.
 OW_INLINE int64_t unpadded_table_bytes(const Shape& shape, int64_t grain) { return up(grain * shape.width * 4, 64); }
 OW_INLINE Slab unpadded_slab(const Shape& shape, int64_t grain, Memory& memory) {
@@ -132,24 +144,31 @@ OW_INLINE void spread(const From* from, const int32_t* at, int64_t width, const 
     squares = of_squares[0] + of_squares[1];
 }
 
-// One line of a slab: written to `out` if that is given, and its moments, the mean and the sum of squared distances from it of every
-// channel, if those are wanted.  Differences from the line's first pixel keep the squares free of the mean.
+// Channels of a slab, by their ids if those are given.
+struct Channels {
+    const int32_t* ids;
+    int64_t first, count;
+    int64_t operator[](int64_t i) const { return ids == nullptr ? first + i : ids[first + i]; }
+};
+
+// Some channels of a line of a slab: written to `out` if that is given, and their moments, the mean and the sum of squared distances
+// from it, if those are wanted.  Differences from the line's first pixel keep the squares free of the mean.
 template <bool Ragged, bool Stream, typename From, typename To>
-OW_INLINE void drain_line(const Slab& s, const From* line, int64_t lanes, To* out, float* moments) {
+OW_INLINE void drain_channels(const Slab& s, const From* line, const Channels& channels, int64_t lanes, To* out, float* moments) {
     const Valid valid(lanes);
     const Vec count = broadcast(static_cast<float>(s.width * lanes));
     const int64_t strip = s.width * kBatchLanes;
-    for (int64_t c = 0; c < s.channels; c += kLanes) {
+    for (int64_t c = 0; c < channels.count; c += kLanes) {
         Vec sum[kLanes], squares[kLanes];
         float first[kLanes];
-        const int64_t n = least<int64_t>(kLanes, s.channels - c);
+        const int64_t n = least<int64_t>(kLanes, channels.count - c);
         for (int64_t j = 0; j < n; ++j) {
-            const From* from = line + (c + j) * s.channel;
+            const From* from = line + channels[c + j] * s.channel;
             if (moments != nullptr) {
                 first[j] = number(from[s.at[0]]);
                 spread<Ragged>(from, s.at, s.width, valid, sum[j], squares[j]);
             }
-            if (out != nullptr) write_channel<Stream>(s, from, out + (c + j) * strip);
+            if (out != nullptr) write_channel<Stream>(s, from, out + channels[c + j] * strip);
         }
         if (moments == nullptr) continue;
         for (int64_t j = n; j < kLanes; ++j) {
@@ -161,30 +180,36 @@ OW_INLINE void drain_line(const Slab& s, const From* line, int64_t lanes, To* ou
         store(mean, load(first) + off);
         store(distance, sums(squares) - total * off);
         for (int64_t j = 0; j < n; ++j) {
-            moments[2 * (c + j)] = mean[j];
-            moments[2 * (c + j) + 1] = distance[j];
+            float* of_channel = moments + 2 * channels[c + j];
+            of_channel[0] = mean[j];
+            of_channel[1] = distance[j];
         }
     }
 }
 
-// The pixels of padded lines [from, to) of a slab to a blocked tensor, if that is given, and their moments, if those are.
+// Channels of line h of the image, from a slab's line to a blocked tensor, if that is given, and their moments, if those are.
 template <typename From, typename To>
-void drain_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, int64_t to, const ResultOf<To>& y) {
+void drain_line(const Slab& s, const From* line, const Channels& channels, int64_t panel, int64_t h, const ResultOf<To>& y) {
     const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, lanes = blocked_lanes(s.images, panel);
     const bool large = panels * s.height * blocked_line(s) * static_cast<int64_t>(sizeof(To)) >= kStreamed;
     const bool past_caches = large && reinterpret_cast<uintptr_t>(y.blocked) % 64 == 0;
+    const int64_t at = panel * s.height + h;
+    To* out = y.blocked == nullptr ? nullptr : y.blocked + at * blocked_line(s);
+    float* moments = y.moments == nullptr ? nullptr : y.moments + at * s.channels * 2;
+    if (lanes < kBatchLanes) {
+        drain_channels<true, false>(s, line, channels, lanes, out, moments);
+    } else if (past_caches) {
+        drain_channels<false, true>(s, line, channels, lanes, out, moments);
+    } else {
+        drain_channels<false, false>(s, line, channels, lanes, out, moments);
+    }
+}
+
+// The pixels of padded lines [from, to).
+template <typename From, typename To>
+OW_INLINE void drain_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, int64_t to, const ResultOf<To>& y) {
     for (int64_t l = most(from, s.pad_top); l < least(to, s.pad_top + s.height); ++l) {
-        const From* line = lines + (l - from) * s.line;
-        const int64_t at = panel * s.height + l - s.pad_top;
-        To* out = y.blocked == nullptr ? nullptr : y.blocked + at * blocked_line(s);
-        float* moments = y.moments == nullptr ? nullptr : y.moments + at * s.channels * 2;
-        if (lanes < kBatchLanes) {
-            drain_line<true, false>(s, line, lanes, out, moments);
-        } else if (past_caches) {
-            drain_line<false, true>(s, line, lanes, out, moments);
-        } else {
-            drain_line<false, false>(s, line, lanes, out, moments);
-        }
+        drain_line(s, lines + (l - from) * s.line, {nullptr, 0, s.channels}, panel, l - s.pad_top, y);
     }
 }
 
@@ -192,9 +217,10 @@ void drain_lines(const Slab& s, const From* lines, int64_t panel, int64_t from, 
 class LinesAhead {
 public:
     // `count` lines from padded line l of panel `panel` on; those of the next panel follow the panel's last.
+    // `near`: into L1, too, on their way.
     template <typename T>
-    LinesAhead(const Slab& s, const ActivationOf<T>& x, int64_t panel, int64_t l, int64_t count)
-        : arrays_{bytes(x.lazy.x), bytes(x.lazy.y), bytes(x.lazy.gate), bytes(x.lazy.keep)} {
+    LinesAhead(const Slab& s, const ActivationOf<T>& x, int64_t panel, int64_t l, int64_t count, bool near = false)
+        : near_(near), arrays_{bytes(x.lazy.x), bytes(x.lazy.y), bytes(x.lazy.gate), bytes(x.lazy.keep)} {
         const int64_t panels = (s.images + kBatchLanes - 1) / kBatchLanes, line = panel * s.height + l - s.pad_top;
         const int64_t a_line = blocked_line(s) * static_cast<int64_t>(sizeof(T));
         done_ = least(panels * s.height, most<int64_t>(0, line)) * a_line;
@@ -208,7 +234,8 @@ public:
         const int64_t end = start_ + (end_ - start_) * (part + 1) / parts / 64 * 64;
         for (const char* array : arrays_) {
             if (array == nullptr) continue;
-            for (int64_t i = done_; i < end; i += 64) __builtin_prefetch(array + i, 0, 2);
+            for (int64_t i = done_; i < end && !near_; i += 64) __builtin_prefetch(array + i, 0, 2);
+            for (int64_t i = done_; i < end && near_; i += 64) __builtin_prefetch(array + i, 0, 3);
         }
         done_ = most(done_, end);
     }
@@ -217,7 +244,46 @@ private:
     static const char* bytes(const void* array) { return static_cast<const char*>(array); }
 
     int64_t start_, done_, end_;
+    bool near_;
     const char* arrays_[4];
+};
+
+// Channels of one line of a slab, written to a blocked tensor bit by bit while something else is computed.
+class LineBehind {
+public:
+    LineBehind(const Slab& s, const Result& y) : s_(s), y_{nullptr, y.blocked, nullptr}, line_(nullptr), channels_{}, panel_(0), h_(0) {}
+
+    void begin(const float* line, const Channels& channels, int64_t panel, int64_t h) {
+        write(channels_.count);
+        line_ = line, channels_ = channels, panel_ = panel, h_ = h;
+    }
+    // `count` more channels.
+    void write(int64_t count) {
+        const int64_t n = least(count, channels_.count);
+        if (n <= 0) return;
+        drain_line(s_, line_, {channels_.ids, channels_.first, n}, panel_, h_, y_);
+        channels_.first += n, channels_.count -= n;
+    }
+    void finish() { write(channels_.count); }
+
+private:
+    const Slab& s_;
+    Result y_;
+    const float* line_;
+    Channels channels_;
+    int64_t panel_, h_;
+};
+
+// What is read and written while something else is computed.
+struct Meanwhile {
+    LinesAhead ahead;
+    LineBehind& behind;
+    int64_t channels;  // written at a time
+
+    void fetch(int64_t part, int64_t parts) {
+        ahead.fetch(part, parts);
+        behind.write(channels);
+    }
 };
 
 // Either layout.

@@ -34,10 +34,17 @@ struct SlabShape {
     int64_t spare = 0;           // channels after the tensor's, which packing leaves alone
     int64_t in_cache_line = 16;  // elements
     int64_t row = 0, pitch = 0;  // pixels of an image line, and places from one to the next, where a slab's line holds them all
+    bool bare = false;           // strides are those of a blocked tensor, which is read where it is
 };
 
-OW_INLINE int64_t slab_channel(const SlabShape& s) { return odd_lines(s.phases * s.pixels * s.lanes, s.in_cache_line); }
-OW_INLINE int64_t slab_line(const SlabShape& s) { return odd_lines((s.channels + s.spare) * slab_channel(s), s.in_cache_line); }
+OW_INLINE int64_t slab_channel(const SlabShape& s) {
+    const int64_t channel = s.phases * s.pixels * s.lanes;
+    return s.bare ? channel : odd_lines(channel, s.in_cache_line);
+}
+OW_INLINE int64_t slab_line(const SlabShape& s) {
+    const int64_t line = (s.channels + s.spare) * slab_channel(s);
+    return s.bare ? line : odd_lines(line, s.in_cache_line);
+}
 
 // Lines that move together: enough for whole vectors of pixels in narrow images, and for runs of memory that make the hardware
 // prefetch.

@@ -194,9 +194,19 @@ OW_INLINE void fill_missing(const Lowered& a, const float* bias, float* out, int
 // weight gradient: dw[k][row] += in[column k] . out[row]
 
 // The places that a dot product runs over: `lines` strips of `vectors` vectors.
+struct Edges;
 struct Places {
     int64_t lines, in_line, out_line, vectors;
+    const Edges* edges = nullptr;  // pixels beside each strip
 };
+
+// Pixels [0, left) and [right, width) of an output line, of which a column's tap reads pixel w + shift, or nothing where that lies
+// outside the image.  Strips begin at pixel `left`.
+struct Edges {
+    const int32_t *columns, *shifts;  // [stored]
+    int64_t left, right, width, in_width;
+};
+alignas(64) constexpr float kOutside[kLanes] = {};
 
 // U vectors of a strip at a time, from vector `v` on while they last.  A single row has more columns than there are registers for
 // addresses, so each address must serve several vectors.
@@ -225,6 +235,27 @@ OW_INLINE void dot_steps(const float* in, const float* out, const int32_t (&colu
     }
 }
 
+// The pixels beside a strip.
+template <int MR, int KT>
+OW_INLINE void dot_edges(const Edges& e, const float* in, const float* out, const int32_t* columns, int64_t count, const int32_t (&column)[KT],
+                         const int32_t* rows, Vec (&acc)[MR * KT]) {
+    const int32_t* shifts = e.shifts + (columns - e.columns);
+    for (int64_t w = e.left > 0 ? 0 : e.right; w < e.width; w = w + 1 == e.left ? e.right : w + 1) {
+        for (int64_t at = (w - e.left) * kBatchLanes, end = at + kBatchLanes; at < end; at += kLanes) {
+            Vec rowv[MR];
+            OW_UNROLL
+            for (int m = 0; m < MR; ++m) rowv[m] = load(out + rows[m] + at);
+            OW_UNROLL
+            for (int j = 0; j < KT; ++j) {
+                const int64_t pixel = w + shifts[least<int64_t>(j, count - 1)];
+                const Vec x = load(pixel >= 0 && pixel < e.in_width ? in + column[j] + at : kOutside);
+                OW_UNROLL
+                for (int m = 0; m < MR; ++m) acc[j * MR + m] += rowv[m] * x;
+            }
+        }
+    }
+}
+
 // MR rows x KT columns, whose sums are taken in fours.
 template <int MR, int KT>
 OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
@@ -243,6 +274,7 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
         if constexpr (MR == 1 && kDotTiles.vectors_of_one > 4) dot_steps<MR, KT, kDotTiles.vectors_of_one>(x, g, column, rows, v, p.vectors, acc);
         if constexpr (MR == 1) dot_steps<MR, KT, 4>(x, g, column, rows, v, p.vectors, acc);
         dot_steps<MR, KT, 1>(x, g, column, rows, v, p.vectors, acc);
+        if (p.edges != nullptr) dot_edges<MR, KT>(*p.edges, x, g, columns, count, column, rows, acc);
     }
     OW_UNROLL
     for (int i = 0; i < MR * KT; i += 4) {
