@@ -19,6 +19,8 @@ constexpr int64_t kChunk = 256;          // samples in a window, whose weight gr
 constexpr int64_t kTogether = 8;         // windows at once
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kSums = 2 << 20;       // floats of two windows' weight gradients, which pass by for every panel, if they are to stay in L3
+constexpr int64_t kHalved = 2;           // units of samples up to which an input gradient goes by halves of the row groups
+constexpr int64_t kHalves = 2;
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
 template <typename Op>
@@ -102,7 +104,8 @@ struct Backward {
     float *dx, *dw;
     int64_t batch, inputs, outputs, stride, panel_stride;  // the batch without its last few samples
     const int32_t *g_at, *x_at, *dx_at;
-    bool outer;  // the weight gradient goes panel by panel, not over a whole window
+    bool outer;    // the weight gradient goes panel by panel, not over a whole window
+    float* halves;  // the input gradient's panels, if it goes by halves of the row groups and not by samples
 };
 
 // The samples whose gradients are taken together.  Outer products leave sums of their own for each window: windows are the same whatever
@@ -139,7 +142,28 @@ OW_INLINE void pack_share(const Share& own, const float* from, int64_t features,
     if (count > 0) pack_panel(from + (own.s + first) * features, features, 0, features, count, at, panel + first);
 }
 
+// Single units of samples would leave registers empty, and each thread would read all weights for its own: then they share the row groups.
+void half_gradient(const Backward& b, int64_t half, const Share& own) {
+    const Lowered& a = *b.for_dx;
+    float* panel = b.halves + half * b.inputs * b.panel_stride;
+    std::memset(panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
+    product<Scatter>(a, share(a, half, kHalves), share(a, half + 1, kHalves), panel, own.g_panel, up(b.batch, kBatchLanes) / kLanes, kTilesPerGroup);
+}
+
+// The features [from, to) of the input gradient, of its halves.
+void add_halves(const Backward& b, int64_t from, int64_t to) {
+    for (int64_t f = from; f < to; ++f) {
+        float* sum = b.halves + f * b.panel_stride;
+        for (int64_t s = 0; s < b.batch; s += kLanes) store(sum + s, load(sum + s) + load(sum + b.inputs * b.panel_stride + s));
+    }
+    unpack_panel(b.halves, b.inputs, from, to, b.batch, b.dx_at, b.dx);
+}
+
 void input_gradient(const Backward& b, const Share& own) {
+    if (b.halves != nullptr) {
+        for (int64_t i = kHalves * own.rank / own.size; i < kHalves * (own.rank + 1) / own.size; ++i) half_gradient(b, i, own);
+        return;
+    }
     const int64_t last = least(own.last(), b.batch - own.s);
     for (int64_t t = own.first(); t < last; t += kPanel) {
         const int64_t count = least(kPanel, last - t), s = own.s + t;
@@ -154,10 +178,12 @@ void input_gradient(const Backward& b, const Share& own) {
 // any, the others take all of it.
 void weight_gradient(const Backward& b, const Share& own, int32_t* next) {
     if (own.samples == 0) return;
-    const int64_t size = own.size, whole = most<int64_t>(0, least(own.samples, b.batch - own.s)), units = (whole + kBatchLanes - 1) / kBatchLanes;
+    const int64_t size = own.size, whole = most<int64_t>(0, least(own.samples, b.batch - own.s));
+    const int64_t shared = b.halves != nullptr ? kHalves : own.units();
+    const int64_t units = b.halves != nullptr ? kHalves : (whole + kBatchLanes - 1) / kBatchLanes;
     const bool even = b.dx == nullptr || units == 0;
     const auto boundary = [&](int64_t i) {
-        const int64_t had = least(units, own.units() * i / size);
+        const int64_t had = least(units, shared * i / size);
         if (even) return i;
         return 2 * units < size ? units * size * (i - had) / (size - units) : 2 * units * i - had * size;
     };
@@ -210,14 +236,16 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     const bool outer = dw != nullptr && whole > 0 && outer_products_pay(m.height, batch) && weights * (batch > kChunk ? 2 : 1) < kSums;
     const Windows w(outer ? batch : whole, threads, outer);
     const int64_t stride = odd_lines(w.step), narrow = odd_lines(least(kPanel, w.step)), of_sum = up(weights, kBatchLanes);
+    const bool halved = dx != nullptr && whole > 0 && whole <= kHalved * kBatchLanes;
+    const int64_t dx_count = halved ? kHalves : threads;
     const int64_t panels = w.together * ((outputs + (dw ? inputs : 0)) * stride + (outer ? of_sum : 0)) +
-                           (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
+                           (dx ? dx_count * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
     Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + w.together * m.groups) * 4 + panels * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, outer};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, outer, nullptr};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
@@ -233,7 +261,8 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     float* g_panels = memory.take<float>(w.together * outputs * stride);
     float* x_panels = dw != nullptr ? memory.take<float>(w.together * inputs * stride) : nullptr;
     float* sums = outer ? memory.take<float>(w.together * of_sum) : nullptr;
-    float* dx_panels = dx != nullptr ? memory.take<float>(threads * inputs * narrow) : nullptr;
+    float* dx_panels = dx != nullptr ? memory.take<float>(dx_count * inputs * narrow) : nullptr;
+    if (halved) b.halves = dx_panels;
     float* parts = dx != nullptr ? memory.take<float>(kParts * inputs * few_stride(rest)) : nullptr;
     const Few few{dx != nullptr ? for_dx : for_dw, m.columns, inputs, outputs, rest};
 #pragma omp parallel num_threads(threads)
@@ -256,7 +285,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
             float* to = direct && mine == 0 ? dw : sums + mine * of_sum;
             for (int64_t t = 0; t < w.wide; t += w.step) {
                 const Share own{start + t, most<int64_t>(0, least(w.step, end - start - t)), rank, size, g_panels + mine * outputs * stride,
-                                x_panels + mine * inputs * stride, dx_panels + id * inputs * narrow, to, t > 0};
+                                x_panels + mine * inputs * stride, halved ? nullptr : dx_panels + id * inputs * narrow, to, t > 0};
                 backward_share(b, own, n < team, next + mine * m.groups);
                 if (n < team) {
 #pragma omp barrier
@@ -270,6 +299,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
             }
 #pragma omp barrier
         }
+        if (halved) add_halves(b, inputs * id / team, inputs * (id + 1) / team);
         if (rest > 0 && dx != nullptr) add_parts(few, parts, inputs * id / team, inputs * (id + 1) / team, dx + whole * inputs);
     }
     return nullptr;
