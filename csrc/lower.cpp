@@ -43,6 +43,22 @@ Failure spread_rows(const Stored& m, int64_t row_stride, const float* bias, int3
     return nullptr;
 }
 
+// Columns at one distance from each other need no table.
+Failure lower_evenly(const Stored& m, const Addressing& at, int32_t* columns, int threads) {
+    const uint32_t distance = static_cast<uint32_t>(at.channel), start = static_cast<uint32_t>(at.tap[0]);
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns);
+    // Sign bits, which any processor can gather in vectors; there are fewer than 2^31 columns.
+    uint32_t low = 0, high = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : low, high) if (m.stored > 16384)
+    for (int64_t k = 0; k < m.stored; ++k) {
+        const uint32_t column = static_cast<uint32_t>(m.columns[k]);
+        low |= column;
+        high |= ~(column - limit);
+        columns[k] = static_cast<int32_t>(column * distance + start);
+    }
+    return (low | high) >> 31 ? "the pattern's columns are out of range" : nullptr;
+}
+
 }  // namespace
 
 int64_t lowered_bytes(const Stored& m) {
@@ -76,6 +92,9 @@ Failure lower(const Stored& m, const Addressing& at, const float* bias, char* me
     if (Failure wrong = lower_rows(m, at, bias, memory, out)) return wrong;
     int32_t* table = carve<int32_t>(memory, m.n_columns);
     int32_t* columns = carve<int32_t>(memory, m.stored);
+    out.columns = columns;
+    out.values = m.values;
+    if (at.taps == 1 && m.order == nullptr) return lower_evenly(m, at, columns, threads);
     float* ordered = m.order != nullptr ? carve<float>(memory, m.stored) : nullptr;
     for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { table[c] = offset; });
 
@@ -93,8 +112,7 @@ Failure lower(const Stored& m, const Addressing& at, const float* bias, char* me
         }
     }
     if (bad) return "the pattern's columns are out of range";
-    out.columns = columns;
-    out.values = ordered != nullptr ? ordered : m.values;
+    if (ordered != nullptr) out.values = ordered;
     return nullptr;
 }
 

@@ -19,6 +19,8 @@ constexpr int64_t kChunk = 256;          // samples in a window, whose weight gr
 constexpr int64_t kTogether = 8;         // windows at once
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
 constexpr int64_t kSums = 2 << 20;       // floats of two windows' weight gradients, which pass by for every panel, if they are to stay in L3
+constexpr int64_t kHalved = 2;           // units of samples up to which an input gradient goes by halves of the row groups
+constexpr int64_t kHalves = 2;
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
 
 template <typename Op>
@@ -100,9 +102,10 @@ struct Backward {
     const Lowered* for_dw;
     const float *g, *x;
     float *dx, *dw;
-    int64_t batch, inputs, outputs, stride, panel_stride;
+    int64_t batch, inputs, outputs, stride, panel_stride;  // the batch without its last few samples
     const int32_t *g_at, *x_at, *dx_at;
-    bool outer;  // the weight gradient goes panel by panel, not over a whole window
+    bool outer;    // the weight gradient goes panel by panel, not over a whole window
+    float* halves;  // the input gradient's panels, if it goes by halves of the row groups and not by samples
 };
 
 // The samples whose gradients are taken together.  Outer products leave sums of their own for each window: windows are the same whatever
@@ -139,8 +142,29 @@ OW_INLINE void pack_share(const Share& own, const float* from, int64_t features,
     if (count > 0) pack_panel(from + (own.s + first) * features, features, 0, features, count, at, panel + first);
 }
 
+// Single units of samples would leave registers empty, and each thread would read all weights for its own: then they share the row groups.
+void half_gradient(const Backward& b, int64_t half, const Share& own) {
+    const Lowered& a = *b.for_dx;
+    float* panel = b.halves + half * b.inputs * b.panel_stride;
+    std::memset(panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
+    product<Scatter>(a, share(a, half, kHalves), share(a, half + 1, kHalves), panel, own.g_panel, up(b.batch, kBatchLanes) / kLanes, kTilesPerGroup);
+}
+
+// The features [from, to) of the input gradient, of its halves.
+void add_halves(const Backward& b, int64_t from, int64_t to) {
+    for (int64_t f = from; f < to; ++f) {
+        float* sum = b.halves + f * b.panel_stride;
+        for (int64_t s = 0; s < b.batch; s += kLanes) store(sum + s, load(sum + s) + load(sum + b.inputs * b.panel_stride + s));
+    }
+    unpack_panel(b.halves, b.inputs, from, to, b.batch, b.dx_at, b.dx);
+}
+
 void input_gradient(const Backward& b, const Share& own) {
-    const int64_t last = own.last();
+    if (b.halves != nullptr) {
+        for (int64_t i = kHalves * own.rank / own.size; i < kHalves * (own.rank + 1) / own.size; ++i) half_gradient(b, i, own);
+        return;
+    }
+    const int64_t last = least(own.last(), b.batch - own.s);
     for (int64_t t = own.first(); t < last; t += kPanel) {
         const int64_t count = least(kPanel, last - t), s = own.s + t;
         std::memset(own.dx_panel, 0, static_cast<size_t>(b.inputs * b.panel_stride) * 4);
@@ -153,15 +177,18 @@ void input_gradient(const Backward& b, const Share& own) {
 // Whoever had fewer units of the input gradient takes more of the weight gradient, which costs about as much altogether; where few had
 // any, the others take all of it.
 void weight_gradient(const Backward& b, const Share& own, int32_t* next) {
-    const int64_t units = own.units(), size = own.size;
+    if (own.samples == 0) return;
+    const int64_t size = own.size, whole = most<int64_t>(0, least(own.samples, b.batch - own.s));
+    const int64_t shared = b.halves != nullptr ? kHalves : own.units();
+    const int64_t units = b.halves != nullptr ? kHalves : (whole + kBatchLanes - 1) / kBatchLanes;
+    const bool even = b.dx == nullptr || units == 0;
     const auto boundary = [&](int64_t i) {
-        const int64_t had = units * i / size;
-        if (b.dx == nullptr) return units * i;
+        const int64_t had = least(units, shared * i / size);
+        if (even) return i;
         return 2 * units < size ? units * size * (i - had) / (size - units) : 2 * units * i - had * size;
     };
-    if (units == 0) return;
     const Lowered& a = *b.for_dw;
-    const int64_t from = share(a, boundary(own.rank), units * size), to = share(a, boundary(own.rank + 1), units * size);
+    const int64_t all = even ? size : units * size, from = share(a, boundary(own.rank), all), to = share(a, boundary(own.rank + 1), all);
     for (int64_t t = 0; t < own.samples && b.outer; t += kPanel) {
         outer_products(a, from, to, own.x_panel + t, own.g_panel + t, least(kPanel, own.samples - t), own.add || t > 0, own.dw);
     }
@@ -184,7 +211,8 @@ void backward_share(const Backward& b, const Share& own, bool joined, int32_t* n
     weight_gradient(b, own, next);
 }
 
-// One thread's share of the last samples, which come first: dw is set, not added to.  The input gradient is left in parts.
+// One thread's share of the last samples, which come first: dw is set, not added to.  Outer products take them with the others.  The input
+// gradient is left in parts.
 void backward_few(const Backward& b, const Few& few, float* parts, int64_t id, int64_t team) {
     const float* g = b.g + b.batch * b.outputs;
     const int64_t height = few.a.height, of_part = b.inputs * few_stride(few.samples);
@@ -192,7 +220,7 @@ void backward_few(const Backward& b, const Few& few, float* parts, int64_t id, i
         std::memset(parts + p * of_part, 0, static_cast<size_t>(of_part) * 4);
         with_rows(height, few.samples, FewScatter{few, share(few.a, p, kParts), share(few.a, p + 1, kParts), g, parts + p * of_part});
     }
-    if (b.dw == nullptr) return;
+    if (b.dw == nullptr || b.outer) return;
     with_rows(height, few.samples, FewDots{few, share(few.a, id, team), share(few.a, id + 1, team), g, b.x + b.batch * b.inputs, b.dw});
 }
 
@@ -205,17 +233,19 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         return nullptr;
     }
     const int64_t rest = few_samples(m, batch), whole = batch - rest;
-    const bool outer = dw != nullptr && fills_vectors(m.height) && weights * (whole > kChunk ? 2 : 1) < kSums;
-    const Windows w(whole, threads, outer);
+    const bool outer = dw != nullptr && whole > 0 && outer_products_pay(m.height, batch) && weights * (batch > kChunk ? 2 : 1) < kSums;
+    const Windows w(outer ? batch : whole, threads, outer);
     const int64_t stride = odd_lines(w.step), narrow = odd_lines(least(kPanel, w.step)), of_sum = up(weights, kBatchLanes);
+    const bool halved = dx != nullptr && whole > 0 && whole <= kHalved * kBatchLanes;
+    const int64_t dx_count = halved ? kHalves : threads;
     const int64_t panels = w.together * ((outputs + (dw ? inputs : 0)) * stride + (outer ? of_sum : 0)) +
-                           (dx ? threads * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
+                           (dx ? dx_count * inputs * narrow + kParts * inputs * few_stride(rest) : 0);
     Scratch scratch(2 * lowered_bytes(m) + (outputs + 2 * inputs + w.together * m.groups) * 4 + panels * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     const int64_t zero = 0;
     Lowered for_dx{}, for_dw{};
-    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, outer};
+    Backward b{&for_dx, &for_dw, g, x, dx, dw, whole, inputs, outputs, stride, narrow, nullptr, nullptr, nullptr, outer, nullptr};
     b.g_at = places(memory, outputs, stride);
     b.x_at = places(memory, inputs, stride);
     b.dx_at = places(memory, inputs, narrow);
@@ -231,7 +261,8 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     float* g_panels = memory.take<float>(w.together * outputs * stride);
     float* x_panels = dw != nullptr ? memory.take<float>(w.together * inputs * stride) : nullptr;
     float* sums = outer ? memory.take<float>(w.together * of_sum) : nullptr;
-    float* dx_panels = dx != nullptr ? memory.take<float>(threads * inputs * narrow) : nullptr;
+    float* dx_panels = dx != nullptr ? memory.take<float>(dx_count * inputs * narrow) : nullptr;
+    if (halved) b.halves = dx_panels;
     float* parts = dx != nullptr ? memory.take<float>(kParts * inputs * few_stride(rest)) : nullptr;
     const Few few{dx != nullptr ? for_dx : for_dw, m.columns, inputs, outputs, rest};
 #pragma omp parallel num_threads(threads)
@@ -239,7 +270,9 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         if (rest > 0) {
             backward_few(b, few, parts, id, team);
+            if (!outer) {
 #pragma omp barrier
+            }
         } else if (dw != nullptr && !outer) {
             std::memset(dw + weights * id / team, 0, static_cast<size_t>(weights * (id + 1) / team - weights * id / team) * 4);
         }
@@ -248,11 +281,11 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
             // Thread `id` has a part of window `mine`; the windows' threads are neighbours.
             const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
             const int64_t start = w.start(i + mine), end = w.start(i + mine + 1), rank = id - leader;
-            const bool direct = !outer || (i == 0 && rest == 0);
+            const bool direct = !outer || i == 0;
             float* to = direct && mine == 0 ? dw : sums + mine * of_sum;
             for (int64_t t = 0; t < w.wide; t += w.step) {
                 const Share own{start + t, most<int64_t>(0, least(w.step, end - start - t)), rank, size, g_panels + mine * outputs * stride,
-                                x_panels + mine * inputs * stride, dx_panels + id * inputs * narrow, to, t > 0};
+                                x_panels + mine * inputs * stride, halved ? nullptr : dx_panels + id * inputs * narrow, to, t > 0};
                 backward_share(b, own, n < team, next + mine * m.groups);
                 if (n < team) {
 #pragma omp barrier
@@ -266,6 +299,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
             }
 #pragma omp barrier
         }
+        if (halved) add_halves(b, inputs * id / team, inputs * (id + 1) / team);
         if (rest > 0 && dx != nullptr) add_parts(few, parts, inputs * id / team, inputs * (id + 1) / team, dx + whole * inputs);
     }
     return nullptr;

@@ -94,6 +94,16 @@ OW_INLINE Vec interleave(Vec a, Vec b, Index<I...>) {
     return __builtin_shufflevector(a, b, (I / 4 * 4 + UPPER * 2 + I % 4 / (2 * UNIT) * UNIT + I % UNIT + I / UNIT % 2 * kLanes)...);
 }
 
+// The same quad in all places.  GCC makes two instructions of the shuffle, and none of them reads memory.
+template <int... I>
+OW_INLINE Vec repeat_quad(Quad q, Index<I...>) {
+#if defined(__AVX512F__) && !defined(__clang__)
+    return __builtin_ia32_broadcastf32x4_512(q, Vec{}, -1);
+#else
+    return __builtin_shufflevector(q, q, (I % 4)...);
+#endif
+}
+
 // Lanes of a and b added in pairs, in their order within each quad.
 OW_INLINE Vec pairs(Vec a, Vec b) { return in_quads<0>(a, b, Lanes{}) + in_quads<1>(a, b, Lanes{}); }
 

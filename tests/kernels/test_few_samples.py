@@ -18,7 +18,7 @@ def _threads():
 
 
 @HEIGHTS
-@pytest.mark.parametrize("batch", [*range(1, 9), 17, 18, 20, 21, 24, 33, 40, 100])
+@pytest.mark.parametrize("batch", [*range(1, 9), 17, 18, 20, 21, 24, 33, 40, 63, 64, 65, 100, 258])
 def test_against_dense(height, batch):
     """The last group is padded, the first one empty, and for even batches a quarter of the rows is in no group."""
     torch.set_num_threads(1 + batch % 4)
@@ -26,7 +26,7 @@ def test_against_dense(height, batch):
 
 
 @HEIGHTS
-@pytest.mark.parametrize("batch", [1, 4, 7, 34, 276, 657, 900])
+@pytest.mark.parametrize("batch", [1, 4, 7, 34, 49, 276, 657, 900])
 def test_any_number_of_threads(height, batch):
     pattern, draw = random_pattern(200, 300, height, 0.2), torch.Generator().manual_seed(3)
     inputs = [torch.randn(batch, 300, generator=draw), random_values(pattern), torch.randn(200, generator=draw)]
