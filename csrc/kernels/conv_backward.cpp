@@ -165,7 +165,10 @@ void add_copies(const Stored& m, const Copies& c, int64_t k, int64_t end, float*
 
 }  // namespace
 
-Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
+Failure conv_backward(const Stored& matrix, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw,
+                      int threads) {
+    Stored m = matrix;
+    if (!dx.given()) m.values = nullptr;  // the weight gradient alone needs none
     const int64_t weights = m.stored * m.height;
     if (image.batch == 0) {
         if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);

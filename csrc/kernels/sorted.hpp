@@ -43,9 +43,11 @@ struct Sorted {
     }
 };
 
+constexpr int32_t kPlaces = 1 << 16;  // columns of a row whose places in it fit 16 bits
+
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
-    return (m.n_columns * 2 + m.stored * (4 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
+    return (m.n_columns * 2 + m.stored * (m.height == 1 ? 8 : 4 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 1024;
 }
 
 // Where one thread counts and places the columns of a group.
@@ -136,21 +138,92 @@ OW_INLINE void copy_column(const float* from, float* to, int64_t height) {
     for (; r < height; ++r) to[r] = from[r];
 }
 
+// Whether the order of single rows is kept between calls, as places in them.
+OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
+    if (m.height > 1 || m.sortings == nullptr) return false;
+    int32_t longest = 0;
+    for (int64_t g = 0; g < m.groups; ++g) longest = most(longest, rows.ends[g] - rows.offsets[g]);
+    return longest <= kPlaces;
+}
+
+// Where the columns of single rows stood in them, and the starts, both in `memory`.
+[[maybe_unused]] static Failure make_places(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
+                                            int threads, Sortings::Order& known) {
+    const int64_t stride = odd_lines(m.groups), kinds = s.kinds();
+    int32_t* ids = memory.take<int32_t>(m.stored);
+    int32_t* stood = memory.take<int32_t>(m.stored);
+    int32_t* starts = memory.take<int32_t>(s.starts() * stride);
+    uint16_t* places = memory.take<uint16_t>(m.stored);
+    Stored as_it_stands = m;
+    as_it_stands.order = nullptr;
+    if (Failure wrong = make_order(as_it_stands, rows, at, s, memory, threads, ids, stood, starts)) return wrong;
+    for (int64_t w = 0; w < s.windows; ++w) {
+        const int32_t* from = starts + w * (kinds + 1) * stride;
+        for (int64_t g = 0; g < m.groups; ++g) {
+            for (int32_t k = from[g]; k < from[kinds * stride + g]; ++k) places[k] = static_cast<uint16_t>(stood[k] - rows.offsets[g]);
+        }
+    }
+    known = {nullptr, nullptr, starts, places};
+    return nullptr;
+}
+
+// The same for single rows whose order is kept as places.  The pattern may have been written to since: its columns are checked again.
+[[maybe_unused]] static Failure sort_singles(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s,
+                                             const SortingKey& key, Memory& memory, int threads, Sorted& out) {
+    const int64_t stride = odd_lines(m.groups), kinds = s.kinds(), cells = s.windows * m.groups;
+    int32_t* offsets = memory.take<int32_t>(m.n_columns);
+    int32_t* columns = memory.take<int32_t>(m.stored);
+    int32_t* ids = memory.take<int32_t>(m.stored);
+    int32_t* order = memory.take<int32_t>(m.stored);
+    float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored);
+    Sortings::Order known = m.sortings->find(key);
+    if (known.starts == nullptr) {
+        if (Failure wrong = make_places(m, rows, at, s, memory, threads, known)) return wrong;
+        m.sortings->keep(key, known, s.starts() * stride);
+    }
+    for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns), stored = static_cast<uint32_t>(m.stored);
+    bool wrong = false;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : wrong) if (m.stored > 4096)
+    for (int64_t cell = 0; cell < cells; ++cell) {
+        const int64_t w = cell / m.groups, g = cell % m.groups;
+        const int32_t* from = known.starts + w * (kinds + 1) * stride + g;
+        for (int32_t k = from[0]; k < from[kinds * stride]; ++k) {
+            const uint32_t stood = static_cast<uint32_t>(rows.offsets[g]) + known.places[k];
+            const uint32_t column = stood < stored ? static_cast<uint32_t>(m.columns[stood]) : limit;
+            const uint32_t given = m.order == nullptr || stood >= stored ? stood : static_cast<uint32_t>(m.order[stood]);
+            const bool right = column < limit && given < stored;
+            wrong = wrong || !right;
+            if (!right) continue;
+            columns[k] = offsets[column];
+            ids[k] = static_cast<int32_t>(column);
+            order[k] = static_cast<int32_t>(given);
+            if (values != nullptr) values[k] = m.values[given];
+        }
+    }
+    if (wrong) return "the pattern's columns are out of range";
+    out = {rows, known.starts, order, ids, s.windows, kinds, stride, false};
+    out.a.columns = columns;
+    if (values != nullptr) out.a.values = values;
+    return nullptr;
+}
+
 // Lowers and sorts the columns of a matrix whose rows are lowered.
 [[maybe_unused]] static Failure sort_columns(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
                                              int threads, Sorted& out) {
     const int64_t stride = odd_lines(m.groups), cells = s.starts();
     const SortingKey key{m.n_columns, m.groups, m.stored, s.taps, s.taps_in_line, s.windows, static_cast<int64_t>(s.by)};
+    if (keeps_places(m, rows)) return sort_singles(m, rows, at, s, key, memory, threads, out);
     int32_t* offsets = memory.take<int32_t>(m.n_columns);
     int32_t* columns = memory.take<int32_t>(m.stored);
     float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored * m.height);
-    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr, nullptr} : m.sortings->find(key);
+    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr, nullptr, nullptr} : m.sortings->find(key);
     if (known.ids == nullptr) {
         int32_t* ids = memory.take<int32_t>(m.stored);
         int32_t* order = memory.take<int32_t>(m.stored);
         int32_t* starts = memory.take<int32_t>(cells * stride);
         if (Failure wrong = make_order(m, rows, at, s, memory, threads, ids, order, starts)) return wrong;
-        known = {ids, order, starts};
+        known = {ids, order, starts, nullptr};
         if (m.sortings != nullptr) m.sortings->keep(key, known, cells * stride);
     }
     for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
