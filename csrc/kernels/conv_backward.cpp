@@ -191,7 +191,8 @@ Failure conv_backward(const Stored& matrix, const Image& image, const Activation
         b.lines = window_lines(image, b.plan.in, b.block);
         floats = most(floats, windows * b.lines * slab_line(b.plan.in) + b.block * slab_line(b.plan.out));
     }
-    const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
+    Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
+    sorting.again = plans.count > 1, sorting.back = dw != nullptr;
     const int64_t shares = up(sorting.kinds(), 8);
     Scratch scratch(plans_bytes(plans, m, sorting, threads) +
                     threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + shared * 4 + 1024);

@@ -19,6 +19,8 @@ struct Sorting {
     int64_t taps, taps_in_line;  // of the convolution's window
     int64_t windows;
     By by;
+    bool again = false;  // another plan's columns will be sorted like these
+    bool back = false;   // results go to where the values stood
 
     int64_t kinds() const { return by == By::kTap ? taps : by == By::kTapLine ? taps / taps_in_line : 1; }
     bool whole() const { return windows * kinds() < 2; }
@@ -28,8 +30,8 @@ struct Sorting {
 struct Sorted {
     Lowered a;              // columns and values in their new order
     const int32_t* starts;  // [windows][kinds + 1][stride]: where the columns of each kind begin, and where the last end
-    const int32_t* order;   // [stored]: where each column's values are
-    const int32_t* ids;     // [stored]: the columns in their new order
+    const int32_t* order;   // [stored]: where each column's values are; of single rows null unless asked for
+    const int32_t* ids;     // [stored]: the columns in their new order; the same
     int64_t windows, kinds, stride;
     bool whole;             // nothing was sorted, and starts, order and ids are null
 
@@ -44,6 +46,7 @@ struct Sorted {
 };
 
 constexpr int32_t kPlaces = 1 << 16;  // columns of a row whose places in it fit 16 bits
+constexpr int64_t kRowsAhead = 8;     // from whose part in a window the next one to fetch is
 
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
@@ -173,8 +176,8 @@ OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
     const int64_t stride = odd_lines(m.groups), kinds = s.kinds(), cells = s.windows * m.groups;
     int32_t* offsets = memory.take<int32_t>(m.n_columns);
     int32_t* columns = memory.take<int32_t>(m.stored);
-    int32_t* ids = memory.take<int32_t>(m.stored);
-    int32_t* order = memory.take<int32_t>(m.stored);
+    int32_t* ids = s.again ? memory.take<int32_t>(m.stored) : nullptr;
+    int32_t* order = s.back ? memory.take<int32_t>(m.stored) : nullptr;
     float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored);
     Sortings::Order known = m.sortings->find(key);
     if (known.starts == nullptr) {
@@ -186,8 +189,16 @@ OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
     bool wrong = false;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : wrong) if (m.stored > 4096)
     for (int64_t cell = 0; cell < cells; ++cell) {
-        const int64_t w = cell / m.groups, g = cell % m.groups;
-        const int32_t* from = known.starts + w * (kinds + 1) * stride + g;
+        const int64_t g = cell % m.groups;
+        const int32_t* from = known.starts + cell / m.groups * (kinds + 1) * stride + g;
+        if (g + kRowsAhead < m.groups && from[kRowsAhead] < m.stored) {
+            const int64_t next = least<int64_t>(m.stored - 1, rows.offsets[g + kRowsAhead] + known.places[from[kRowsAhead]]);
+            for (int64_t line = 0; line < 2; ++line) {
+                __builtin_prefetch(m.columns + next + line * 16);
+                if (m.order != nullptr) __builtin_prefetch(m.order + next + line * 16);
+                if (m.order == nullptr && values != nullptr) __builtin_prefetch(m.values + next + line * 16);
+            }
+        }
         for (int32_t k = from[0]; k < from[kinds * stride]; ++k) {
             const uint32_t stood = static_cast<uint32_t>(rows.offsets[g]) + known.places[k];
             const uint32_t column = stood < stored ? static_cast<uint32_t>(m.columns[stood]) : limit;
@@ -196,8 +207,8 @@ OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
             wrong = wrong || !right;
             if (!right) continue;
             columns[k] = offsets[column];
-            ids[k] = static_cast<int32_t>(column);
-            order[k] = static_cast<int32_t>(given);
+            if (ids != nullptr) ids[k] = static_cast<int32_t>(column);
+            if (order != nullptr) order[k] = static_cast<int32_t>(given);
             if (values != nullptr) values[k] = m.values[given];
         }
     }
