@@ -170,6 +170,25 @@ OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
     return nullptr;
 }
 
+// Fetches what will be sorted some rows after group g, whose columns in a window begin at `from`.  A transposed matrix has the values of
+// a window in one run, more or less: that of the next window is fetched bit by bit.
+OW_INLINE void fetch_ahead(const Stored& m, const Lowered& rows, const Sortings::Order& known, const int32_t* from, int64_t g, int64_t cell,
+                           int64_t cells) {
+    constexpr int64_t kLine = 16;
+    if (g + kRowsAhead < m.groups && from[kRowsAhead] < m.stored) {
+        const int64_t next = least<int64_t>(m.stored - 1, rows.offsets[g + kRowsAhead] + known.places[from[kRowsAhead]]);
+        const float* values = m.order == nullptr && m.values != nullptr ? m.values + next : nullptr;
+        for (int64_t i = 0; i < 2 * kLine; i += kLine) {
+            __builtin_prefetch(m.columns + next + i);
+            if (m.order != nullptr) __builtin_prefetch(m.order + next + i);
+            if (values != nullptr) __builtin_prefetch(values + i);
+        }
+    }
+    if (m.order == nullptr) return;
+    const int64_t first = m.stored * (cell + m.groups) / cells, end = least(m.stored, m.stored * (cell + m.groups + 1) / cells);
+    for (int64_t k = up(first, kLine); k < end; k += kLine) __builtin_prefetch(m.values + k, 0, 2);
+}
+
 // The same for single rows whose order is kept as places.  The pattern may have been written to since: its columns are checked again.
 [[maybe_unused]] static Failure sort_singles(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s,
                                              const SortingKey& key, Memory& memory, int threads, Sorted& out) {
@@ -191,14 +210,7 @@ OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
     for (int64_t cell = 0; cell < cells; ++cell) {
         const int64_t g = cell % m.groups;
         const int32_t* from = known.starts + cell / m.groups * (kinds + 1) * stride + g;
-        if (g + kRowsAhead < m.groups && from[kRowsAhead] < m.stored) {
-            const int64_t next = least<int64_t>(m.stored - 1, rows.offsets[g + kRowsAhead] + known.places[from[kRowsAhead]]);
-            for (int64_t line = 0; line < 2; ++line) {
-                __builtin_prefetch(m.columns + next + line * 16);
-                if (m.order != nullptr) __builtin_prefetch(m.order + next + line * 16);
-                if (m.order == nullptr && values != nullptr) __builtin_prefetch(m.values + next + line * 16);
-            }
-        }
+        fetch_ahead(m, rows, known, from, g, cell, cells);
         for (int32_t k = from[0]; k < from[kinds * stride]; ++k) {
             const uint32_t stood = static_cast<uint32_t>(rows.offsets[g]) + known.places[k];
             const uint32_t column = stood < stored ? static_cast<uint32_t>(m.columns[stood]) : limit;
