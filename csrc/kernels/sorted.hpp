@@ -50,7 +50,8 @@ constexpr int64_t kRowsAhead = 8;     // from whose part in a window the next on
 
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
-    return (m.n_columns * 2 + m.stored * (m.height == 1 ? 8 : 4 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 1024;
+    const int64_t each = m.height == 1 ? 8 : 4 + m.height;
+    return (m.n_columns * 2 + m.stored * each + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 1024;
 }
 
 // Where one thread counts and places the columns of a group.

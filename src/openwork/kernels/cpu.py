@@ -263,7 +263,7 @@ def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
 
 
 def _transposition(pattern: Pattern, taps: int) -> tuple[_Index, native.Sortings]:
-    # The index tensors of a layer live until its topology changes, so the transposition is kept with them, and how it was sorted.
+    # The index tensors of a layer live until its topology changes, so the transposition and its orders are kept with them.
     key = (taps, *versions(pattern))
     with _transposed_lock:
         found = _transposed.get(pattern.cols)
