@@ -14,8 +14,9 @@ struct SortingKey {
 class Sortings {
 public:
     struct Order {
-        const int32_t *ids, *order;  // [stored]: the columns, and where their values are; null: not known
+        const int32_t *ids, *order;  // [stored]: the columns, and where their values are; null: not known, or of single rows
         const int32_t* starts;       // as in Sorted
+        const uint16_t* places;      // [stored]: of single rows instead, for they have many: where a row's columns stood in it
     };
 
     explicit Sortings(int64_t most);

@@ -102,7 +102,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
-    const Sorting sorting{image.taps(), image.kernel_w, windows, p.by};
+    const Sorting sorting{image.taps(), image.kernel_w, windows, p.by, plans.count > 1};
     Forward parts[2];
     int64_t floats = 0, shared = 0;
     for (int i = 0; i < plans.count; ++i) {

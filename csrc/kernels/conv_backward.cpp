@@ -203,7 +203,10 @@ void add_copies(const Stored& m, const Copies& c, int64_t k, int64_t end, float*
 
 }  // namespace
 
-Failure conv_backward(const Stored& m, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw, int threads) {
+Failure conv_backward(const Stored& matrix, const Image& image, const Activation& g, const Activation& x, const Result& dx, float* dw,
+                      int threads) {
+    Stored m = matrix;
+    if (!dx.given()) m.values = nullptr;  // the weight gradient alone needs none
     const int64_t weights = m.stored * m.height;
     if (image.batch == 0) {
         if (dw != nullptr) std::memset(dw, 0, static_cast<size_t>(weights) * 4);
@@ -230,7 +233,8 @@ Failure conv_backward(const Stored& m, const Image& image, const Activation& g, 
         b.lines = in_place ? image.span_h() : window_lines(image, b.plan.in, b.block);
         floats = most(floats, windows * b.lines * slab_line(b.plan.in) + b.block * slab_line(b.plan.out));
     }
-    const Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
+    Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
+    sorting.again = plans.count > 1, sorting.back = dw != nullptr;
     const int64_t shares = up(sorting.kinds(), 8);
     Scratch scratch(plans_bytes(plans, m, sorting, threads) + (in_place ? in_place_bytes(m, image) : 0) +
                     threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + shared * 4 + 1024);

@@ -31,12 +31,31 @@ OW_INLINE FewImages few_images(const Shapes& p, const Slab& in, const Slab& out,
 
 OW_INLINE Move move_channel(const Slab& s) { return {s.at, s.width, s.channels * s.width, s.images, s.lanes, false, false}; }
 
+// The pixels of a line of a single image, which lie side by side.
+OW_INLINE int64_t run_of(const Slab& s) {
+    int64_t run = 1;
+    while (run < s.width && s.at[run] == s.at[0] + run) ++run;
+    return run;
+}
+
 OW_INLINE void pack_channels(const Slab& s, const float* x, Range c, float* line) {
     std::memset(line + c.from * s.channel, 0, static_cast<size_t>((c.to - c.from) * s.channel) * 4);
-    for (; c.from < c.to; ++c.from) pack(move_channel(s), x + c.from * s.width, line + c.from * s.channel);
+    const int64_t run = run_of(s);
+    for (; c.from < c.to; ++c.from) {
+        const float* from = x + c.from * s.width;
+        float* to = line + c.from * s.channel;
+        if (s.lanes > 1) pack(move_channel(s), from, to);
+        for (int64_t p = 0; s.lanes == 1 && p < s.width; p += run) copy_column(from + p, to + s.at[p], run);
+    }
 }
 OW_INLINE void unpack_channels(const Slab& s, const float* line, Range c, float* y) {
-    for (; c.from < c.to; ++c.from) unpack(move_channel(s), line + c.from * s.channel, y + c.from * s.width);
+    const int64_t run = run_of(s);
+    for (; c.from < c.to; ++c.from) {
+        const float* from = line + c.from * s.channel;
+        float* to = y + c.from * s.width;
+        if (s.lanes > 1) unpack(move_channel(s), from, to);
+        for (int64_t p = 0; s.lanes == 1 && p < s.width; p += run) copy_column(from + s.at[p], to + p, run);
+    }
 }
 
 // Row groups `g` of a matrix alone.

@@ -19,6 +19,8 @@ struct Sorting {
     int64_t taps, taps_in_line;  // of the convolution's window
     int64_t windows;
     By by;
+    bool again = false;  // another plan's columns will be sorted like these
+    bool back = false;   // results go to where the values stood
 
     int64_t kinds() const { return by == By::kTap ? taps : by == By::kTapLine ? taps / taps_in_line : 1; }
     bool whole() const { return windows * kinds() < 2; }
@@ -28,8 +30,8 @@ struct Sorting {
 struct Sorted {
     Lowered a;              // columns and values in their new order
     const int32_t* starts;  // [windows][kinds + 1][stride]: where the columns of each kind begin, and where the last end
-    const int32_t* order;   // [stored]: where each column's values are
-    const int32_t* ids;     // [stored]: the columns in their new order
+    const int32_t* order;   // [stored]: where each column's values are; of single rows null unless asked for
+    const int32_t* ids;     // [stored]: the columns in their new order; the same
     int64_t windows, kinds, stride;
     bool whole;             // nothing was sorted, and starts, order and ids are null
 
@@ -43,9 +45,13 @@ struct Sorted {
     }
 };
 
+constexpr int32_t kPlaces = 1 << 16;  // columns of a row whose places in it fit 16 bits
+constexpr int64_t kRowsAhead = 8;     // from whose part in a window the next one to fetch is
+
 OW_INLINE int64_t sorted_bytes(const Stored& m, const Sorting& s, int threads) {
     if (s.whole()) return 0;
-    return (m.n_columns * 2 + m.stored * (4 + m.height) + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 512;
+    const int64_t each = m.height == 1 ? 8 : 4 + m.height;
+    return (m.n_columns * 2 + m.stored * each + s.starts() * (odd_lines(m.groups) + up(threads, 16))) * 4 + 1024;
 }
 
 // Where one thread counts and places the columns of a group.
@@ -136,21 +142,112 @@ OW_INLINE void copy_column(const float* from, float* to, int64_t height) {
     for (; r < height; ++r) to[r] = from[r];
 }
 
+// Whether the order of single rows is kept between calls, as places in them.
+OW_INLINE bool keeps_places(const Stored& m, const Lowered& rows) {
+    if (m.height > 1 || m.sortings == nullptr) return false;
+    int32_t longest = 0;
+    for (int64_t g = 0; g < m.groups; ++g) longest = most(longest, rows.ends[g] - rows.offsets[g]);
+    return longest <= kPlaces;
+}
+
+// Where the columns of single rows stood in them, and the starts, both in `memory`.
+[[maybe_unused]] static Failure make_places(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
+                                            int threads, Sortings::Order& known) {
+    const int64_t stride = odd_lines(m.groups), kinds = s.kinds();
+    int32_t* ids = memory.take<int32_t>(m.stored);
+    int32_t* stood = memory.take<int32_t>(m.stored);
+    int32_t* starts = memory.take<int32_t>(s.starts() * stride);
+    uint16_t* places = memory.take<uint16_t>(m.stored);
+    Stored as_it_stands = m;
+    as_it_stands.order = nullptr;
+    if (Failure wrong = make_order(as_it_stands, rows, at, s, memory, threads, ids, stood, starts)) return wrong;
+    for (int64_t w = 0; w < s.windows; ++w) {
+        const int32_t* from = starts + w * (kinds + 1) * stride;
+        for (int64_t g = 0; g < m.groups; ++g) {
+            for (int32_t k = from[g]; k < from[kinds * stride + g]; ++k) places[k] = static_cast<uint16_t>(stood[k] - rows.offsets[g]);
+        }
+    }
+    known = {nullptr, nullptr, starts, places};
+    return nullptr;
+}
+
+// Fetches what will be sorted some rows after group g, whose columns in a window begin at `from`.  A transposed matrix has the values of
+// a window in one run, more or less: that of the next window is fetched bit by bit.
+OW_INLINE void fetch_ahead(const Stored& m, const Lowered& rows, const Sortings::Order& known, const int32_t* from, int64_t g, int64_t cell,
+                           int64_t cells) {
+    constexpr int64_t kLine = 16;
+    if (g + kRowsAhead < m.groups && from[kRowsAhead] < m.stored) {
+        const int64_t next = least<int64_t>(m.stored - 1, rows.offsets[g + kRowsAhead] + known.places[from[kRowsAhead]]);
+        const float* values = m.order == nullptr && m.values != nullptr ? m.values + next : nullptr;
+        for (int64_t i = 0; i < 2 * kLine; i += kLine) {
+            __builtin_prefetch(m.columns + next + i);
+            if (m.order != nullptr) __builtin_prefetch(m.order + next + i);
+            if (values != nullptr) __builtin_prefetch(values + i);
+        }
+    }
+    if (m.order == nullptr) return;
+    const int64_t first = m.stored * (cell + m.groups) / cells, end = least(m.stored, m.stored * (cell + m.groups + 1) / cells);
+    for (int64_t k = up(first, kLine); k < end; k += kLine) __builtin_prefetch(m.values + k, 0, 2);
+}
+
+// The same for single rows whose order is kept as places.  The pattern may have been written to since: its columns are checked again.
+[[maybe_unused]] static Failure sort_singles(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s,
+                                             const SortingKey& key, Memory& memory, int threads, Sorted& out) {
+    const int64_t stride = odd_lines(m.groups), kinds = s.kinds(), cells = s.windows * m.groups;
+    int32_t* offsets = memory.take<int32_t>(m.n_columns);
+    int32_t* columns = memory.take<int32_t>(m.stored);
+    int32_t* ids = s.again ? memory.take<int32_t>(m.stored) : nullptr;
+    int32_t* order = s.back ? memory.take<int32_t>(m.stored) : nullptr;
+    float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored);
+    Sortings::Order known = m.sortings->find(key);
+    if (known.starts == nullptr) {
+        if (Failure wrong = make_places(m, rows, at, s, memory, threads, known)) return wrong;
+        m.sortings->keep(key, known, s.starts() * stride);
+    }
+    for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });
+    const uint32_t limit = static_cast<uint32_t>(m.n_columns), stored = static_cast<uint32_t>(m.stored);
+    bool wrong = false;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : wrong) if (m.stored > 4096)
+    for (int64_t cell = 0; cell < cells; ++cell) {
+        const int64_t g = cell % m.groups;
+        const int32_t* from = known.starts + cell / m.groups * (kinds + 1) * stride + g;
+        fetch_ahead(m, rows, known, from, g, cell, cells);
+        for (int32_t k = from[0]; k < from[kinds * stride]; ++k) {
+            const uint32_t stood = static_cast<uint32_t>(rows.offsets[g]) + known.places[k];
+            const uint32_t column = stood < stored ? static_cast<uint32_t>(m.columns[stood]) : limit;
+            const uint32_t given = m.order == nullptr || stood >= stored ? stood : static_cast<uint32_t>(m.order[stood]);
+            const bool right = column < limit && given < stored;
+            wrong = wrong || !right;
+            if (!right) continue;
+            columns[k] = offsets[column];
+            if (ids != nullptr) ids[k] = static_cast<int32_t>(column);
+            if (order != nullptr) order[k] = static_cast<int32_t>(given);
+            if (values != nullptr) values[k] = m.values[given];
+        }
+    }
+    if (wrong) return "the pattern's columns are out of range";
+    out = {rows, known.starts, order, ids, s.windows, kinds, stride, false};
+    out.a.columns = columns;
+    if (values != nullptr) out.a.values = values;
+    return nullptr;
+}
+
 // Lowers and sorts the columns of a matrix whose rows are lowered.
 [[maybe_unused]] static Failure sort_columns(const Stored& m, const Lowered& rows, const Addressing& at, const Sorting& s, Memory& memory,
                                              int threads, Sorted& out) {
     const int64_t stride = odd_lines(m.groups), cells = s.starts();
     const SortingKey key{m.n_columns, m.groups, m.stored, s.taps, s.taps_in_line, s.windows, static_cast<int64_t>(s.by)};
+    if (keeps_places(m, rows)) return sort_singles(m, rows, at, s, key, memory, threads, out);
     int32_t* offsets = memory.take<int32_t>(m.n_columns);
     int32_t* columns = memory.take<int32_t>(m.stored);
     float* values = m.values == nullptr ? nullptr : memory.take<float>(m.stored * m.height);
-    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr, nullptr} : m.sortings->find(key);
+    Sortings::Order known = m.sortings == nullptr ? Sortings::Order{nullptr, nullptr, nullptr, nullptr} : m.sortings->find(key);
     if (known.ids == nullptr) {
         int32_t* ids = memory.take<int32_t>(m.stored);
         int32_t* order = memory.take<int32_t>(m.stored);
         int32_t* starts = memory.take<int32_t>(cells * stride);
         if (Failure wrong = make_order(m, rows, at, s, memory, threads, ids, order, starts)) return wrong;
-        known = {ids, order, starts};
+        known = {ids, order, starts, nullptr};
         if (m.sortings != nullptr) m.sortings->keep(key, known, cells * stride);
     }
     for_columns(m, at, [&](int64_t c, int64_t, int64_t, int32_t offset) { offsets[c] = offset; });

@@ -1,5 +1,7 @@
 """What does not fit is refused with a message that names it."""
 
+import contextlib
+
 import pytest
 import torch
 from problems import random_pattern, random_values
@@ -95,6 +97,39 @@ def test_a_corrupt_column_is_never_sorted(height, batch, column):
         ops.conv2d(x, values, pattern, None, **window, kernel="cpu")
     with pytest.raises(ValueError, match="columns are out of range"):
         cpu.conv2d_backward(torch.randn(batch, 16, 8, 8), x, values, pattern, Window((3, 3), (1, 1), (1, 1), (1, 1)), (8, 8))
+
+
+@pytest.mark.parametrize("batch", [1, 17])
+@pytest.mark.parametrize(("part", "value"), [("cols", 576), ("cols", -1), ("offsets", 0), ("offsets", 4608)])
+def test_single_rows_whose_order_is_kept_are_checked_again(batch, part, value):
+    """An index may be written to behind PyTorch's back, so that no version tells."""
+    pattern, window = random_pattern(16, 576, 1, 0.5), Window((3, 3), (1, 1), (1, 1), (1, 1))
+    x, g, values = torch.randn(batch, 64, 8, 8), torch.randn(batch, 16, 8, 8), random_values(pattern)
+    cpu.conv2d(x, values, pattern, None, window)
+    cpu.conv2d_backward(g, x, values, pattern, window, (8, 8))
+    getattr(pattern, part).numpy()[8] = value
+    if part == "cols":
+        with pytest.raises(ValueError, match="columns are out of range"):
+            cpu.conv2d(x, values, pattern, None, window)
+        with pytest.raises(ValueError, match="columns are out of range"):
+            cpu.conv2d_backward(g, x, None, pattern, window, (8, 8))
+        return
+    for product in (
+        lambda: cpu.conv2d(x, values, pattern, None, window),
+        lambda: cpu.conv2d_backward(g, x, None, pattern, window, (8, 8)),
+    ):
+        with contextlib.suppress(ValueError):  # what comes of it means nothing, but it stays within its buffers
+            product()
+
+
+@pytest.mark.parametrize("batch", [1, 17])
+def test_a_kept_transposition_is_checked_again(batch):
+    pattern, window = random_pattern(16, 576, 1, 0.5), Window((3, 3), (1, 1), (1, 1), (1, 1))
+    g, values = torch.randn(batch, 16, 8, 8), random_values(pattern)
+    cpu.conv2d_backward(g, None, values, pattern, window, (8, 8))
+    cpu._transposition(pattern, 9)[0][2][5] = len(pattern.cols)
+    with pytest.raises(ValueError, match="columns are out of range"):
+        cpu.conv2d_backward(g, None, values, pattern, window, (8, 8))
 
 
 @pytest.mark.parametrize(("part", "value", "message"), [

@@ -105,3 +105,13 @@ def test_more_kinds_of_batches_than_orders_are_kept(height):
         conv = conv_of(((side, side), (3, 3), (1, 1), (1, 1)), 16, rows=40, channels=60)
         pattern = random_pattern(40, conv.columns, height, 0.3) if pattern is None else pattern
         check_conv(pattern, conv)
+
+
+@pytest.mark.parametrize("batch", [1, 17])
+def test_rows_too_long_for_short_places(batch):
+    """Where a column stood in a row is kept in 16 bits; longer rows are sorted on every call."""
+    conv = conv_of(GEOMETRIES[-1], batch, rows=2, channels=7400)
+    pattern = random_pattern(2, conv.columns, 1, 1.0)
+    assert conv.columns > 2**16
+    check_conv(pattern, conv)
+    check_conv(pattern, conv)

@@ -30,7 +30,6 @@ _transposed_lock = threading.Lock()
 _cut = WeakTensorKeyDictionary()
 _sorted = WeakTensorKeyDictionary()
 _ORDERS = 4  # a layer needs two, one more for batches of another kind
-_UNSORTED = native.Sortings(0)
 
 
 @register("linear", "cpu")
@@ -165,8 +164,9 @@ def conv2d_gradients(
     backward: Callable[..., None] = native.conv_backward_bf16 if narrow else native.conv_backward
     if values is not None and gathers(pattern, window):
         flipped = geometry(window.output_size(*input_size), mirrored(window))
-        order = () if narrow else (_UNSORTED,)
-        forward(g, dx, 0, batch, *flipped, *turned(pattern, values, window.taps), *order, threads())
+        weight = turned(pattern, values, window.taps)
+        order = () if narrow else (_transposition(pattern, window.taps)[1],)
+        forward(g, dx, 0, batch, *flipped, *weight, *order, threads())
         dx = (0, 0, 0)
     if any(dx) or dvalues is not None:
         size = geometry(input_size, window)
@@ -177,10 +177,11 @@ def conv2d_gradients(
 def kept_bytes(cols: Tensor) -> int:
     """Bytes of index that are kept beside the pattern with these columns: transposed, cut into windows, and sorted."""
     with _transposed_lock:
-        found = [_transposed.get(cols), *_cut.get(cols, {}).values()]
+        turned = _transposed.get(cols)
+        found = [turned, *_cut.get(cols, {}).values()]
         orders = _sorted.get(cols)
     index = sum(part.numel() * part.element_size() for kept in found if kept is not None for part in kept[1])
-    return index + (0 if orders is None else orders[1].bytes)
+    return index + (0 if orders is None else orders[1].bytes) + (0 if turned is None else turned[2].bytes)
 
 
 def scratch_bytes() -> int:
@@ -244,12 +245,7 @@ def versions(pattern: Pattern) -> tuple[int, ...]:
 
 
 def sortings(pattern: Pattern) -> native.Sortings:
-    """How convolutions sorted a pattern's columns, as the native module keeps it for them.
-
-    Of single rows it keeps nothing: that would take more memory than their values.
-    """
-    if pattern.height == 1:
-        return _UNSORTED
+    """How convolutions sorted a pattern's columns, as the native module keeps it for them."""
     key = versions(pattern)
     with _transposed_lock:
         found: tuple[tuple[int, ...], native.Sortings] | None = _sorted.get(pattern.cols)
@@ -260,24 +256,24 @@ def sortings(pattern: Pattern) -> native.Sortings:
 
 def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
     """The transposed weight of a pattern of height 1, its values taken through ``order``."""
-    offsets, cols, order = _transposition(pattern, taps)
+    offsets, cols, order = _transposition(pattern, taps)[0]
     inputs = pattern.shape[1] // taps
     shape = (inputs, pattern.shape[0] * taps)
     return (values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, inputs, 1, len(cols))
 
 
-def _transposition(pattern: Pattern, taps: int) -> _Index:
-    # The index tensors of a layer live until its topology changes, so the transposition is kept with them.
+def _transposition(pattern: Pattern, taps: int) -> tuple[_Index, native.Sortings]:
+    # The index tensors of a layer live until its topology changes, so the transposition and its orders are kept with them.
     key = (taps, *versions(pattern))
     with _transposed_lock:
         found = _transposed.get(pattern.cols)
-    if found is not None and found[0] == key:
-        index: _Index = found[1]
-        return index
-    index = _transpose(pattern, taps)
-    with _transposed_lock:
-        _transposed[pattern.cols] = (key, index)
-    return index
+    if found is None or found[0] != key:
+        found = (key, _transpose(pattern, taps), native.Sortings(_ORDERS))
+        with _transposed_lock:
+            _transposed[pattern.cols] = found
+    index: _Index = found[1]
+    orders: native.Sortings = found[2]
+    return index, orders
 
 
 def _transpose(pattern: Pattern, taps: int) -> _Index:
