@@ -124,3 +124,12 @@ def test_the_short_way_is_the_operator(height, kernel):
     names = ("linear", "linear_backward", "conv2d", "conv2d_backward")
     assert {f"openwork::{name}" for name in names} <= set(seen)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["rows", "offsets", "cols"])
+def test_a_pattern_overwritten_before_backward_is_refused(name):
+    pattern, x = random_pattern(10, 27, 4, 0.5), torch.randn(4, 27, requires_grad=True)
+    out = ops.linear(x, random_values(pattern).requires_grad_(), pattern, None, "cpu")
+    getattr(pattern, name).add_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()

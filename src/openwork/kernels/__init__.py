@@ -130,9 +130,10 @@ def choose(device: torch.device | str, dtype: torch.dtype, requested: str | None
     if not isinstance(device, torch.device):
         device = torch.device(device)
     if requested is not None and requested != "auto":
-        if requested not in (*MODULES, *(backend for _, backend in _table)):
-            raise ValueError(f"kernel={requested!r} must be one of {', '.join(MODULES)}, auto")
-        lookup("linear", requested)
+        if ("linear", requested) not in _table:
+            if requested not in (*MODULES, *(backend for _, backend in _table)):
+                raise ValueError(f"kernel={requested!r} must be one of {', '.join(MODULES)}, auto")
+            lookup("linear", requested)
         if not supports(requested, device, dtype):
             raise ValueError(f"kernel={requested!r} computes in torch.float32 on the {requested}; got {dtype} on {device.type}")
         return requested

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import openwork._native as native
 from openwork.kernels import register
+from openwork.kernels.operator import versions
 from openwork.kernels.window import Pair, Window
 from openwork.pattern import Pattern
 
@@ -237,11 +238,6 @@ def stored(pattern: Pattern, values: Tensor | None) -> tuple[int, ...]:
         address(values), 0, rows.data_ptr(), pattern.offsets.data_ptr(), cols.data_ptr(),
         *pattern.shape, *rows.shape, cols.shape[0],
     )  # fmt: skip
-
-
-def versions(pattern: Pattern) -> tuple[int, ...]:
-    """What changes with every change in place of the index."""
-    return pattern.cols._version, pattern.offsets._version, pattern.rows._version
 
 
 def sortings(pattern: Pattern) -> native.Sortings:

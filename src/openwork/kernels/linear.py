@@ -7,8 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openwork.kernels import lookup
 from openwork.kernels.autocast import backward_under, check_uniform, checked, direct_backward, forward_under, narrow, narrows
-from openwork.kernels.operator import PATTERN, asked, check_batch, check_matrix, define, eager, filled, keep, parts
+from openwork.kernels.operator import (
+    PATTERN,
+    asked,
+    check_batch,
+    check_matrix,
+    define,
+    eager,
+    filled,
+    fits,
+    keep,
+    parts,
+    versions,
+)  # fmt: skip
 from openwork.pattern import Pattern
 
 
@@ -28,7 +41,8 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
     Raises:
         ValueError: a shape, dtype or device does not fit, or the backend does not know them.
     """
-    check_uniform(pattern, x, values=values, bias=bias)
+    if x.dtype is not torch.float32:
+        check_uniform(pattern, x, values=values, bias=bias)
     out: Tensor
     if eager(x) and not torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, though not exported
         out = _Linear.apply(x, values, bias, pattern, kernel)
@@ -63,7 +77,10 @@ def _linear(
 
 
 def _product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, kernel: str) -> Tensor:
-    compute = checked("linear", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
+    if fits(pattern, values, bias, x):
+        compute = lookup("linear", kernel)
+    else:
+        compute = checked("linear", kernel, pattern, {"x": x}, {"values": values, "bias": bias})
     check_matrix("x", x, pattern.shape[1])
     out: Tensor = compute(x, values, pattern, bias)
     return out
@@ -79,7 +96,10 @@ def _linear_backward(
 def _gradients(
     g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, kernel: str, *sums: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    compute = checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
+    if fits(pattern, values, None, g, x):
+        compute = lookup("linear_backward", kernel)
+    else:
+        compute = checked("linear_backward", kernel, pattern, {"g": g, "x": x}, {"values": values})
     check_matrix("g", g, pattern.shape[0])
     if x is not None:
         check_matrix("x", x, pattern.shape[1])
@@ -103,21 +123,28 @@ def _linear_backward_fake(
 
 def _linear_gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, values, *index = ctx.saved_tensors
+    return *_all_gradients(ctx, g, x, values, Pattern(ctx.shape, *index), *ctx.rest), *(None,) * 5
+
+
+def _all_gradients(
+    ctx: Any, g: Tensor, x: Tensor | None, values: Tensor | None, pattern: Pattern, kernel: str
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     dx = dvalues = dbias = None
+    bias_wanted = ctx.needs_input_grad[2]
     if x is not None or values is not None:
         if direct_backward(g):
             sums: tuple[Tensor, ...] = ()
-            if ctx.needs_input_grad[2] and narrow("linear_backward", *ctx.rest, g):
+            if bias_wanted and narrow("linear_backward", kernel, g):
                 # In passing: another pass over the gradient would cost more.
-                dbias = g.new_empty(ctx.shape[0], dtype=torch.float32)
+                dbias = g.new_empty(pattern.shape[0], dtype=torch.float32)
                 sums = (dbias,)
-            dx, dvalues = _gradients(g, x, values, Pattern(ctx.shape, *index), *ctx.rest, *sums)
+            dx, dvalues = _gradients(g, x, values, pattern, kernel, *sums)
         else:
-            both = torch.ops.openwork.linear_backward(g, x, values, *index, ctx.shape, *ctx.rest)
+            both = torch.ops.openwork.linear_backward(g, x, values, *parts(pattern), kernel)
             dx, dvalues = asked(both, values, x)
-    if ctx.needs_input_grad[2] and dbias is None:
+    if bias_wanted and dbias is None:
         dbias = g.sum(0)
-    return dx, dvalues, dbias, None, None, None, None, None
+    return dx, dvalues, dbias
 
 
 def _linear_autocast(*inputs: Any) -> Tensor:
@@ -128,19 +155,29 @@ def _linear_backward_autocast(*inputs: Any) -> tuple[Tensor, Tensor]:
     return backward_under(torch.ops.openwork.linear_backward, "linear", *inputs)
 
 
+def _versions(pattern: Pattern) -> tuple[int, ...] | None:
+    # Nothing counts the changes of tensors made in inference mode.
+    return None if pattern.cols.is_inference() else versions(pattern)
+
+
 # With a ``setup_context`` of their own, torch would bind every call's arguments to the signature of ``forward`` by inspection:
 # for a small layer that alone takes longer than its products.
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, kernel: str) -> Tensor:
         output = _product(x, values, bias, pattern, kernel)
-        keep(ctx, x, values, pattern.rows, pattern.offsets, pattern.cols)
-        ctx.shape, ctx.rest = pattern.shape, (kernel,)
+        keep(ctx, x, values)
+        # The index has no gradient; three more saved tensors would cost a small layer more than this.
+        ctx.pattern, ctx.versions, ctx.kernel = pattern, _versions(pattern), kernel
         return output
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return *_linear_gradient(ctx, g)[:3], None, None
+        x, values = ctx.saved_tensors
+        pattern = ctx.pattern
+        if _versions(pattern) != ctx.versions:
+            raise RuntimeError("the pattern of a sparse layer has been modified by an inplace operation since its forward pass")
+        return *_all_gradients(ctx, g, x, values, pattern, ctx.kernel), None, None
 
 
 define(

@@ -96,6 +96,11 @@ def parts(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
     return pattern.rows, pattern.offsets, pattern.cols, pattern.shape
 
 
+def versions(pattern: Pattern) -> tuple[int, ...]:
+    """What changes with every change in place of the index."""
+    return pattern.cols._version, pattern.offsets._version, pattern.rows._version
+
+
 def fits(
     pattern: Pattern,
     values: Tensor | None,
