@@ -130,7 +130,7 @@ def choose(device: torch.device | str, dtype: torch.dtype, requested: str | None
     if not isinstance(device, torch.device):
         device = torch.device(device)
     if requested is not None and requested != "auto":
-        if ("linear", requested) not in _table:
+        if not isinstance(requested, str) or ("linear", requested) not in _table:
             if requested not in (*MODULES, *(backend for _, backend in _table)):
                 raise ValueError(f"kernel={requested!r} must be one of {', '.join(MODULES)}, auto")
             lookup("linear", requested)
