@@ -8,6 +8,7 @@
 #include "outer.hpp"
 #include "panels.hpp"
 #include "tiles.hpp"
+#include "windows.hpp"
 
 #include <omp.h>
 
@@ -15,10 +16,8 @@ namespace openwork {
 namespace OPENWORK_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kChunk = 256;          // samples in a window, whose weight gradients are summed by themselves
-constexpr int64_t kTogether = 8;         // windows at once
+constexpr int64_t kChunk = 256;          // samples whose dot products are summed by themselves
 constexpr int64_t kWindow = 128 << 10;   // floats of a packed input that stay in L2 while a weight gradient uses them
-constexpr int64_t kSums = 2 << 20;       // floats of two windows' weight gradients, which pass by for every panel, if they are to stay in L3
 constexpr int64_t kHalved = 2;           // units of samples up to which an input gradient goes by halves of the row groups
 constexpr int64_t kHalves = 2;
 constexpr int64_t kSteps = 32;           // pieces that a product is cut into, to spread what is fetched ahead
@@ -108,33 +107,9 @@ struct Backward {
     float* halves;  // the input gradient's panels, if it goes by halves of the row groups and not by samples
 };
 
-// The samples whose gradients are taken together.  Outer products leave sums of their own for each window: windows are the same whatever
-// the number of threads, and so is the order in which they are added up.  Each thread has one to itself if it can, for fetching what
-// another core has just packed takes longer than packing it.  Dot products add to the sums that there are, and all threads share a
-// window of four units a thread.
-struct Windows {
-    int64_t batch, units, count, together, wide, step;
-    bool outer;
-
-    Windows(int64_t samples, int64_t threads, bool own_sums) : batch(samples), units((samples + kBatchLanes - 1) / kBatchLanes), outer(own_sums) {
-        const int64_t most_samples = outer ? kChunk : (threads + 3) / 4 * kChunk;
-        count = (samples + most_samples - 1) / most_samples;
-        together = outer ? most<int64_t>(1, least(least(threads, count), kTogether)) : 1;
-        wide = count == 0 ? 0 : outer ? up(units, count) / count * kBatchLanes : least(most_samples, units * kBatchLanes);
-        step = outer ? least(wide, (threads + together - 1) / together * kPanel) : wide;
-    }
-    int64_t start(int64_t i) const { return least(batch, outer ? units * i / count * kBatchLanes : i * wide); }
-};
-
-// What one of `size` threads does of some samples of a window, from sample `s` on; they share the packed panels.
-struct Share {
-    int64_t s, samples, rank, size;
+struct Share : Packing {
     float *g_panel, *x_panel, *dx_panel, *dw;
     bool add;
-
-    int64_t units() const { return (samples + kBatchLanes - 1) / kBatchLanes; }
-    int64_t first() const { return units() * rank / size * kBatchLanes; }
-    int64_t last() const { return least(samples, units() * (rank + 1) / size * kBatchLanes); }
 };
 
 OW_INLINE void pack_share(const Share& own, const float* from, int64_t features, const int32_t* at, float* panel) {
@@ -233,9 +208,11 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
         return nullptr;
     }
     const int64_t rest = few_samples(m, batch), whole = batch - rest;
-    const bool outer = dw != nullptr && whole > 0 && outer_products_pay(m.height, batch) && weights * (batch > kChunk ? 2 : 1) < kSums;
-    const Windows w(outer ? batch : whole, threads, outer);
-    const int64_t stride = odd_lines(w.step), narrow = odd_lines(least(kPanel, w.step)), of_sum = up(weights, kBatchLanes);
+    const bool outer = dw != nullptr && whole > 0 && outer_products_pay(m.height, batch) && weights * (batch > kOwnWindow ? 2 : 1) < kSums;
+    const Windows w(outer ? batch : whole, kBatchLanes, threads, outer, (threads + 3) / 4 * kChunk);
+    // Outer products go panel by panel.
+    const int64_t step = outer ? least(w.wide, (threads + w.together - 1) / w.together * kPanel) : w.wide;
+    const int64_t stride = odd_lines(step), narrow = odd_lines(least(kPanel, step)), of_sum = up(weights, kBatchLanes);
     const bool halved = dx != nullptr && whole > 0 && whole <= kHalved * kBatchLanes;
     const int64_t dx_count = halved ? kHalves : threads;
     const int64_t panels = w.together * ((outputs + (dw ? inputs : 0)) * stride + (outer ? of_sum : 0)) +
@@ -260,7 +237,7 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
     }
     float* g_panels = memory.take<float>(w.together * outputs * stride);
     float* x_panels = dw != nullptr ? memory.take<float>(w.together * inputs * stride) : nullptr;
-    float* sums = outer ? memory.take<float>(w.together * of_sum) : nullptr;
+    const Sums sums{dw, outer ? memory.take<float>(w.together * of_sum) : nullptr, weights, of_sum};
     float* dx_panels = dx != nullptr ? memory.take<float>(dx_count * inputs * narrow) : nullptr;
     if (halved) b.halves = dx_panels;
     float* parts = dx != nullptr ? memory.take<float>(kParts * inputs * few_stride(rest)) : nullptr;
@@ -273,31 +250,27 @@ Failure linear_backward(const Stored& m, const float* g, const float* x, float* 
             if (!outer) {
 #pragma omp barrier
             }
-        } else if (dw != nullptr && !outer) {
-            std::memset(dw + weights * id / team, 0, static_cast<size_t>(weights * (id + 1) / team - weights * id / team) * 4);
+        } else if (!outer) {
+            set_zero(dw, weights, id, team);
         }
-        for (int64_t i = 0, n; i < w.count; i += n) {
-            n = least(least(w.together, team), w.count - i);
-            // Thread `id` has a part of window `mine`; the windows' threads are neighbours.
-            const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
-            const int64_t start = w.start(i + mine), end = w.start(i + mine + 1), rank = id - leader;
-            const bool direct = !outer || i == 0;
-            float* to = direct && mine == 0 ? dw : sums + mine * of_sum;
-            for (int64_t t = 0; t < w.wide; t += w.step) {
-                const Share own{start + t, most<int64_t>(0, least(w.step, end - start - t)), rank, size, g_panels + mine * outputs * stride,
-                                x_panels + mine * inputs * stride, halved ? nullptr : dx_panels + id * inputs * narrow, to, t > 0};
-                backward_share(b, own, n < team, next + mine * m.groups);
-                if (n < team) {
+        for (int64_t i = 0; i < w.count;) {
+            const Turn turn(w, i, id, team);
+            const int64_t start = w.start(i + turn.mine), end = w.start(i + turn.mine + 1);
+            for (int64_t t = 0; t < w.wide; t += step) {
+                const Packing packing{start + t, most<int64_t>(0, least(step, end - start - t)), turn.rank, turn.size, kBatchLanes};
+                const Share own{packing, g_panels + turn.mine * outputs * stride, x_panels + turn.mine * inputs * stride,
+                                halved ? nullptr : dx_panels + id * inputs * narrow, sums.of(turn.mine, !outer || i == 0), t > 0};
+                backward_share(b, own, !turn.alone(team), next + turn.mine * m.groups);
+                if (!turn.alone(team)) {
 #pragma omp barrier
                 }
             }
-            if (!outer) continue;
+            if (outer) {
 #pragma omp barrier
-            for (int64_t j = direct ? 1 : 0; j < n; ++j) {
-                const float* from = sums + j * of_sum;
-                for (int64_t k = weights * id / team; k < weights * (id + 1) / team; ++k) dw[k] += from[k];
+                sums.add(turn.count, i == 0, id, team);
+#pragma omp barrier
             }
-#pragma omp barrier
+            i += turn.count;
         }
         if (halved) add_halves(b, inputs * id / team, inputs * (id + 1) / team);
         if (rest > 0 && dx != nullptr) add_parts(few, parts, inputs * id / team, inputs * (id + 1) / team, dx + whole * inputs);

@@ -5,6 +5,7 @@
 #include "../scratch.hpp"
 #include "memory.hpp"
 #include "tiles_bf16.hpp"
+#include "windows.hpp"
 
 #include <omp.h>
 
@@ -15,9 +16,6 @@ namespace {
 constexpr int64_t kForwardTiles = 2;      // tiles in a panel, which stays in L2
 constexpr int64_t kInputTiles = 2;        // the same of an input gradient, whose panel is of floats
 constexpr int64_t kShared = 512;          // samples in a window that all threads share
-constexpr int64_t kChunk = 256;           // samples in a window with sums of its own
-constexpr int64_t kTogether = 8;          // windows at once
-constexpr int64_t kSums = 2 << 20;        // floats of two windows' weight gradients, if they are to stay in L3
 
 // An odd number of cache lines: even ones thrash the sets of L1 and L2.  In bfloat16s.
 int64_t odd_stride(int64_t samples) { return (up(samples, kTile) / kTile | 1) * kTile; }
@@ -83,31 +81,9 @@ struct Backward {
     const BFloat16* weights;
 };
 
-// The samples whose weight gradient is summed by itself, the same whatever the number of threads, and so is the order in which those sums
-// are added up.  Each thread has one to itself if it can: what another core has just packed takes longer to fetch than to pack.  Where
-// sums would not stay in the caches, all threads share a wider one.
-struct Windows {
-    int64_t batch, units, count, together, wide;
-
-    Windows(int64_t samples, int64_t threads, bool own_sums) : batch(samples), units((samples + kTile - 1) / kTile) {
-        const int64_t limit = own_sums ? kChunk : kShared;
-        count = (samples + limit - 1) / limit;
-        together = own_sums ? most<int64_t>(1, least(least(threads, count), kTogether)) : 1;
-        wide = up(units, count) / count * kTile;
-    }
-    int64_t start(int64_t i) const { return units * i / count * kTile; }
-    int64_t end(int64_t i) const { return least(batch, start(i + 1)); }
-};
-
-// What one of `size` threads does of a window, from sample `s` on; they share the packed panels.
-struct Share {
-    int64_t s, samples, rank, size;
+struct Share : Packing {
     BFloat16 *g_panel, *x_panel;
     float *dx_panel, *packed, *dw, *db;
-
-    int64_t units() const { return (samples + kTile - 1) / kTile; }
-    int64_t first() const { return units() * rank / size * kTile; }
-    int64_t last() const { return least(samples, units() * (rank + 1) / size * kTile); }
 };
 
 OW_INLINE void pack_share(const Share& own, const BFloat16* from, int64_t features, BFloat16* panel, const Panel& at) {
@@ -145,25 +121,6 @@ void backward_share(const Backward& b, const Share& own, bool joined) {
     }
 }
 
-// Sums over the batch that windows have to themselves, one beside the other; those of the first one may be the result.
-struct Sums {
-    float *result, *windows;
-    int64_t count, stride;
-
-    float* of(int64_t window, bool direct) const { return result == nullptr || (direct && window == 0) ? result : windows + window * stride; }
-};
-
-// One of `size` threads' part.
-OW_INLINE void set_zero(float* to, int64_t count, int64_t rank, int64_t size) {
-    if (to != nullptr) std::memset(to + count * rank / size, 0, static_cast<size_t>(count * (rank + 1) / size - count * rank / size) * 4);
-}
-OW_INLINE void add_windows(const Sums& s, int64_t first, int64_t last, int64_t rank, int64_t size) {
-    for (int64_t j = first; s.result != nullptr && j < last; ++j) {
-        const float* from = s.windows + j * s.stride;
-        for (int64_t k = s.count * rank / size; k < s.count * (rank + 1) / size; ++k) s.result[k] += from[k];
-    }
-}
-
 }  // namespace
 
 Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16* x, BFloat16* dx, float* dw, float* db, int64_t batch,
@@ -175,7 +132,7 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
         return nullptr;
     }
     const bool own_sums = 2 * weights <= kSums;
-    const Windows w(batch, threads, own_sums);
+    const Windows w(batch, kTile, threads, own_sums, kShared);
     const int64_t stride = odd_stride(w.wide), even = up(m.height, 2), kept = own_sums ? w.together : 0;
     const int64_t dx_size = dx != nullptr ? inputs * kInputTiles * kTile : 0, packed_size = dw != nullptr ? w.wide / 2 * 16 : 0;
     const int64_t halves = w.together * (outputs + (dw != nullptr ? inputs : 0)) * stride + (dx != nullptr ? m.stored * even : 0);
@@ -210,25 +167,25 @@ Failure linear_backward_bf16(const Stored& m, const BFloat16* g, const BFloat16*
 #pragma omp for schedule(static)
             for (int64_t group = 0; group < for_dx.groups; ++group) narrow_group(for_dx, group, rounded);
         }
-        for (int64_t i = 0, n; i < w.count; i += n) {
-            n = least(least(w.together, team), w.count - i);
-            // Thread `id` has a part of window `mine`; the windows' threads are neighbours.
-            const int64_t mine = id * n / team, leader = (mine * team + n - 1) / n, size = ((mine + 1) * team + n - 1) / n - leader;
-            const int64_t rank = id - leader;
-            const bool direct = !own_sums || i == 0;
-            float *to_dw = dws.of(mine, direct), *to_db = dbs.of(mine, direct);
+        for (int64_t i = 0; i < w.count;) {
+            const Turn turn(w, i, id, team);
+            const int64_t start = w.start(i + turn.mine), end = w.start(i + turn.mine + 1);
+            float *to_dw = dws.of(turn.mine, !own_sums || i == 0), *to_db = dbs.of(turn.mine, !own_sums || i == 0);
             if (own_sums) {
-                set_zero(to_dw, weights, rank, size);
-                set_zero(to_db, outputs, rank, size);
+                set_zero(to_dw, weights, turn.rank, turn.size);
+                set_zero(to_db, outputs, turn.rank, turn.size);
             }
-            const Share own{w.start(i + mine), w.end(i + mine) - w.start(i + mine), rank, size, g_panels + mine * outputs * stride,
-                            x_panels + mine * inputs * stride, dx_panels + id * dx_size, packed + id * packed_size, to_dw, to_db};
-            backward_share(b, own, n < team);
-            if (!own_sums) continue;
+            const Packing packing{start, end - start, turn.rank, turn.size, kTile};
+            const Share own{packing, g_panels + turn.mine * outputs * stride, x_panels + turn.mine * inputs * stride,
+                            dx_panels + id * dx_size, packed + id * packed_size, to_dw, to_db};
+            backward_share(b, own, !turn.alone(team));
+            if (own_sums) {
 #pragma omp barrier
-            add_windows(dws, direct ? 1 : 0, n, id, team);
-            add_windows(dbs, direct ? 1 : 0, n, id, team);
+                dws.add(turn.count, i == 0, id, team);
+                dbs.add(turn.count, i == 0, id, team);
 #pragma omp barrier
+            }
+            i += turn.count;
         }
     }
     return nullptr;
