@@ -1,6 +1,7 @@
 // The gradients of a convolution, in one pass over the lines of the output gradient.
 #include "conv_in_place.hpp"
 #include "conv_loose.hpp"
+#include "copies.hpp"
 
 #include <omp.h>
 
@@ -13,7 +14,6 @@ namespace {
 constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
 constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
 constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
-constexpr int64_t kSummed = 2 << 10;      // weights that stay in L1 while copies of their gradients are summed
 constexpr int64_t kFewestColumns = 24;    // of a row in such a window, at least
 
 // The places over which a tap's weight gradients are summed.
@@ -209,44 +209,6 @@ void backward_share(const Backward& b, int64_t id, int64_t team, float* few, Own
         const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
         backward_lines(b, panel, from, to, x, dx, mine + windows * window, own);
     });
-}
-
-// Copies of a weight gradient, in the order of the sorted columns; the first may be the gradient itself.
-struct Copies {
-    float *first, *others;  // others: with room for the first, too
-    int64_t stride, count;
-    const int32_t* order;   // null: as it is
-};
-
-// The same of single rows, of which neighbours mostly stay neighbours.
-void add_singles(const Copies& c, int64_t k, int64_t end, float* dw) {
-    while (k < end) {
-        int64_t stop = k + 1;
-        while (stop < end && c.order[stop] == c.order[stop - 1] + 1) ++stop;
-        for (float* to = dw + c.order[k]; k < stop;) {
-            const int64_t n = stop - k >= kLanes ? kLanes : 1;
-            Vec sum = n > 1 ? load(c.first + k) : broadcast(c.first[k]);
-            for (int64_t t = 1; t < c.count; ++t) sum += n > 1 ? load(c.others + t * c.stride + k) : broadcast(c.others[t * c.stride + k]);
-            if (n > 1) store(to, sum); else *to = sum[0];
-            k += n, to += n;
-        }
-    }
-}
-
-// The sums of stored columns [k, end) over all copies, to where the order says that they stand.
-void add_copies(const Stored& m, const Copies& c, int64_t k, int64_t end, float* dw) {
-    if (m.height == 1 && c.order != nullptr) return add_singles(c, k, end, dw);
-    while (k < end) {
-        const int64_t stop = least(end, k + most<int64_t>(1, kSummed / m.height)), last = stop * m.height;
-        for (int64_t t = 1; t < c.count; ++t) {
-            const float* other = c.others + t * c.stride;
-            int64_t i = k * m.height;
-            for (; i + kLanes <= last; i += kLanes) store(c.first + i, load(c.first + i) + load(other + i));
-            for (; i < last; ++i) c.first[i] += other[i];
-        }
-        for (; c.order != nullptr && k < stop; ++k) copy_column(c.first + k * m.height, dw + c.order[k] * m.height, m.height);
-        k = stop;
-    }
 }
 
 }  // namespace
