@@ -79,23 +79,18 @@ OW_INLINE void fetch_ahead(const Stored& m, const Lowered& rows, const Sortings:
         const int64_t g = cell % m.groups;
         const int32_t* from = known.starts + cell / m.groups * (kinds + 1) * stride + g;
         fetch_ahead(m, rows, known, from, g, cell, cells);
-        const uint32_t row = static_cast<uint32_t>(rows.offsets[g]);
-        const int32_t first = from[0], end = from[kinds * stride];
-        uint32_t out_of_range = 0;
-        for (int32_t k = first; k < end; ++k) {
-            const uint32_t place = row + known.places[k], column = static_cast<uint32_t>(m.columns[least(place, stored - 1)]);
-            out_of_range |= (place >= stored) | (column >= limit);
-            columns[k] = offsets[column < limit ? column : 0];
+        for (int32_t k = from[0]; k < from[kinds * stride]; ++k) {
+            const uint32_t stood = static_cast<uint32_t>(rows.offsets[g]) + known.places[k];
+            const uint32_t column = stood < stored ? static_cast<uint32_t>(m.columns[stood]) : limit;
+            const uint32_t given = m.order == nullptr || stood >= stored ? stood : static_cast<uint32_t>(m.order[stood]);
+            const bool right = column < limit && given < stored;
+            wrong = wrong || !right;
+            if (!right) continue;
+            columns[k] = offsets[column];
             if (ids != nullptr) ids[k] = static_cast<int32_t>(column);
-        }
-        for (int32_t k = first; k < end && (order != nullptr || values != nullptr); ++k) {
-            const uint32_t stood = least(row + known.places[k], stored - 1);
-            const uint32_t given = m.order == nullptr ? stood : static_cast<uint32_t>(m.order[stood]);
-            out_of_range |= given >= stored;
             if (order != nullptr) order[k] = static_cast<int32_t>(given);
-            if (values != nullptr) values[k] = m.values[least(given, stored - 1)];
+            if (values != nullptr) values[k] = m.values[given];
         }
-        wrong = wrong || out_of_range != 0;
     }
     if (wrong) return "the pattern's columns are out of range";
     out = {rows, known.starts, order, ids, s.windows, kinds, stride, false};
