@@ -1,8 +1,8 @@
 // Two-dimensional convolutions.  A thread carries 16 images at a time down their lines: it packs the input lines that the next output
 // line needs, computes that line of every channel, and unpacks it.  What it reads and writes is NCHW or blocked; of NCHW the blocked
 // form never leaves the caches, and a blocked activation that is a formula is computed on the way in.
-#include "conv_few.hpp"
 #include "conv_in_place.hpp"
+#include "conv_loose.hpp"
 
 #include <omp.h>
 
@@ -98,7 +98,7 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
     if (image.batch == 0 || m.n_rows == 0) return nullptr;
     Plans plans = make_plans(m, image, x.plain != nullptr, y.plain != nullptr, x.blocked() || y.blocked != nullptr);
     const bool in_place = can_read_in_place(m, image, x) && y.blocked != nullptr;
-    if (in_place) read_in_place(plans.parts[0]);
+    if (in_place) read_in_place(plans.parts[0], false);
     const Plan& p = plans.parts[0];
     const int64_t reach = least(p.vectors, piece_of(m.height, p.vectors)) * kLanes / p.lanes + image.span_w() - 1;
     const int64_t windows = cut_windows(m, image.taps(), image.kernel_h * reach * p.lanes, kWindowFloats);
@@ -117,7 +117,9 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         f.out_lines = slab_grain(f.plan.out);
         floats = most(floats, f.lines * slab_line(f.plan.in) + f.out_lines * slab_line(f.plan.out));
     }
-    Scratch scratch(plans_bytes(plans, m, sorting, threads) + grouped_bytes(m) + (threads * floats + shared) * 4 + 1024);
+    const Image few_image = plans.loose_image();
+    if (plans.loose > 0) floats = most(floats, loose_floats(few_image, p));
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + grouped_bytes(m) + loose_bytes(few_image) + (threads * floats + shared) * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
     for (int i = 0; i < plans.count; ++i) {
@@ -130,12 +132,18 @@ Failure conv_forward(const Stored& m, const Image& image, const Activation& x, c
         if (Failure wrong = lower_for(m, f.plan, sorting, bias, i == 0 ? nullptr : &parts[0].a, memory, threads, f.a)) return wrong;
         if (in_place) f.rows = make_grouped(m, f.a.a, f.out.channel, memory);
     }
+    const Loose loose = plans.loose > 0 ? make_loose(few_image, p, parts[0].in, parts[0].out, memory) : Loose{};
+    const int64_t first_loose = p.image.batch;
     float* buffers = memory.take<float>(threads * floats);
     float* few = memory.take<float>(shared);
 #pragma omp parallel num_threads(threads)
     {
         const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
         float* mine = buffers + id * floats;
+        if (loose.given()) {
+            const float* x_of = from_image(x, first_loose, p.in).plain;
+            loose_forward(loose, parts[0].a, x_of, bias, from_image(y, first_loose, p.out).plain, mine, id, team);
+        }
         for (int i = 0; i < plans.count; ++i) {
             const Forward& f = parts[i];
             if (f.plan.folded()) {

@@ -1,6 +1,7 @@
 // The gradients of a convolution, in one pass over the lines of the output gradient.
-#include "conv_few.hpp"
 #include "conv_in_place.hpp"
+#include "conv_loose.hpp"
+#include "copies.hpp"
 
 #include <omp.h>
 
@@ -13,7 +14,6 @@ namespace {
 constexpr int64_t kDotFloats = 512;       // places that one reduction of the weight gradient runs over
 constexpr int64_t kDotWhole = 192 << 10;  // floats of the input's lines up to which they stay in L2 as they are
 constexpr int64_t kDotWindow = 8 << 10;   // floats of the input that a window of single rows reads for that
-constexpr int64_t kSummed = 2 << 10;      // weights that stay in L1 while copies of their gradients are summed
 constexpr int64_t kFewestColumns = 24;    // of a row in such a window, at least
 
 // The places over which a tap's weight gradients are summed.
@@ -32,6 +32,16 @@ struct Backward {
     bool in_place;  // x is read where it is
     Ring ring;
     Edges edges;
+    Loose loose;
+};
+
+// What one thread works with: its memory, its sums, and the loose images that it has still to add to those of some row groups.
+struct Own {
+    float* memory;
+    Share* shares;
+    float* dw;
+    Apart apart;
+    Range groups;
 };
 
 // Of `count` output lines from h on, for the columns of a line of taps, or of a single one.
@@ -49,7 +59,8 @@ Share share_of(const Backward& b, int64_t h, int64_t count, int64_t taps) {
 }
 
 // Adds the weight gradients that `count` output lines from h on make; the windows of the first begin at `in`.
-void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, const float* out, LinesAhead ahead, Share* shares, float* dw) {
+void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, const float* out, LinesAhead ahead, Own& own) {
+    Share* shares = own.shares;
     const Lowered& a = b.a.a;
     const Image& m = b.plan.image;
     const Range first = taps_of_line(m, h), last = taps_of_line(m, h + count - 1);
@@ -66,10 +77,13 @@ void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, cons
                 if (g % step == 0) ahead.fetch((w * a.groups + g) * shared + i, all);
                 const Share& s = shares[i];
                 const int64_t at = i * each * b.a.stride + g;
-                dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, s.places, dw);
+                Places places = s.places;
+                if (g >= own.groups.from && g < own.groups.to) places.apart = &own.apart;
+                dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, places, own.dw);
             }
         }
     }
+    own.groups = {0, 0};
 }
 
 // Adds what output line h passes on to the inputs, whose windows begin at `in`.
@@ -84,7 +98,7 @@ void scatter_line(const Backward& b, int64_t h, float* in, const float* out, Lin
 // Output lines [from, to) of one panel: their share of the weight gradient is added to dw, and dx is written from the padded line at
 // which the window of line `from` begins to that of line `to`.  The windows of some lines before reach into it: those are added
 // again, in the same order as by whoever has these lines.
-void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Window x, Window dx, float* g, Share* shares, float* dw) {
+void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, Window x, Window dx, float* g, Own& mine) {
     const int64_t stride = b.plan.image.stride_h, span = b.plan.image.span_h(), own = from * stride;
     const int64_t all = most(b.plan.image.height + b.plan.image.pad_h, (b.plan.out_height - 1) * stride + span);
     const int64_t before = b.dx.given() ? least(from, (span - 1) / stride) : 0;
@@ -93,14 +107,14 @@ void backward_lines(const Backward& b, int64_t panel, int64_t from, int64_t to, 
     for (int64_t h = from - before; h < to;) {
         const int64_t count = least(b.block, (h < from ? from : to) - h), first = h * stride, last = first + (count - 1) * stride + span;
         read_lines(b.out, b.g, panel, h, h + count, g);
-        if (dw != nullptr && h >= from) {
+        if (mine.dw != nullptr && h >= from) {
             x.slide(b.in, first, last);
             if (x.filled < last) read_lines(b.in, b.x, panel, x.filled, last, x.line(b.in, x.filled));
             x.filled = most(x.filled, last);
             for (int64_t i = 0; i < count; i += b.dot_lines) {
                 const int64_t n = least(b.dot_lines, count - i);
                 const LinesAhead ahead(b.in, b.x, panel, last + i * stride, n * stride);
-                add_dots(b, h + i, n, x.line(b.in, first + i * stride), g + i * b.out.line, ahead, shares, dw);
+                add_dots(b, h + i, n, x.line(b.in, first + i * stride), g + i * b.out.line, ahead, mine);
             }
         }
         h += count;
@@ -165,40 +179,36 @@ Sorting sorting_for_dots(const Stored& m, const Plan& p, int64_t dot_lines) {
     return {image.taps(), image.kernel_w, lines * slab_line(p.in) > kDotWhole ? most<int64_t>(windows, 1) : 1, By::kNothing};
 }
 
-// One thread's lines of one part, or its groups.
-void backward_share(const Backward& b, int64_t id, int64_t team, float* mine, float* few, Share* shares, float* dw) {
-    if (b.plan.folded()) {
-        return few_backward(few_images(b.plan, b.in, b.out, b.a, few), b.g.plain, b.x.plain, b.dx.plain, dw, id, team);
-    }
-    const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (dw != nullptr ? 1 : 0);
-    // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
-    share_lines(b.plan.panels, height, b.plan.panels % team == 0 ? height : 1, id, team, [&](int64_t panel, int64_t from, int64_t to) {
-        if (b.in_place) return backward_in_place(b, panel, from, to, mine, mine + window, dw);
-        const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
-        backward_lines(b, panel, from, to, x, dx, mine + windows * window, shares, dw);
-    });
+// Takes the loose images' part of what thread `id` of those that have lines does: the last one passes their gradient on to the inputs,
+// the others, or all where there is nothing to pass on, share the row groups whose weight gradients they add to.
+void begin_loose(const Backward& b, int64_t units, int64_t id, int64_t team, Own& own) {
+    const int64_t working = least(units, team), rank = units < team ? units * id / team : id;
+    const bool idle = units * id / team == units * (id + 1) / team, pass = b.dx.given() && rank == working - 1;
+    const int64_t first = b.plan.image.batch, adding = b.dx.given() ? most<int64_t>(1, working - 1) : working;
+    if (idle) return;
+    const float* g = from_image(b.g, first, b.plan.out).plain;
+    if (pass) loose_scatter(b.loose, b.a, g, from_image(b.dx, first, b.plan.in).plain, own.memory);
+    if (own.dw == nullptr || rank >= adding) return;
+    own.groups = {share(b.a.a, rank, adding), share(b.a.a, rank + 1, adding)};
+    own.apart = loose_places(b.loose, g, from_image(b.x, first, b.plan.in).plain, own.memory);
+    own.memory += loose_floats(b.loose.image, b.plan);
 }
 
-// Copies of a weight gradient, in the order of the sorted columns; the first may be the gradient itself.
-struct Copies {
-    float *first, *others;  // others: with room for the first, too
-    int64_t stride, count;
-    const int32_t* order;   // null: as it is
-};
-
-// The sums of stored columns [k, end) over all copies, to where the order says that they stand.
-void add_copies(const Stored& m, const Copies& c, int64_t k, int64_t end, float* dw) {
-    while (k < end) {
-        const int64_t stop = least(end, k + most<int64_t>(1, kSummed / m.height)), last = stop * m.height;
-        for (int64_t t = 1; t < c.count; ++t) {
-            const float* other = c.others + t * c.stride;
-            int64_t i = k * m.height;
-            for (; i + kLanes <= last; i += kLanes) store(c.first + i, load(c.first + i) + load(other + i));
-            for (; i < last; ++i) c.first[i] += other[i];
-        }
-        for (; c.order != nullptr && k < stop; ++k) copy_column(c.first + k * m.height, dw + c.order[k] * m.height, m.height);
-        k = stop;
+// One thread's lines of one part, or its groups.
+void backward_share(const Backward& b, int64_t id, int64_t team, float* few, Own own) {
+    if (b.plan.folded()) {
+        return few_backward(few_images(b.plan, b.in, b.out, b.a, few), b.g.plain, b.x.plain, b.dx.plain, own.dw, id, team);
     }
+    const int64_t height = b.plan.out_height, window = b.lines * b.in.line, windows = (b.dx.given() ? 1 : 0) + (own.dw != nullptr ? 1 : 0);
+    // Whole panels where they can be shared out evenly, for the lines between two threads are computed twice.
+    const int64_t grain = b.plan.panels % team == 0 ? height : 1;
+    if (b.loose.given()) begin_loose(b, b.plan.panels * height / grain, id, team, own);
+    float* const mine = own.memory;
+    share_lines(b.plan.panels, height, grain, id, team, [&](int64_t panel, int64_t from, int64_t to) {
+        if (b.in_place) return backward_in_place(b, panel, from, to, mine, mine + window, own.dw);
+        const Window x{mine, b.lines, 0, 0}, dx{mine + (windows - 1) * window, b.lines, 0, 0};
+        backward_lines(b, panel, from, to, x, dx, mine + windows * window, own);
+    });
 }
 
 }  // namespace
@@ -216,9 +226,8 @@ Failure conv_backward(const Stored& matrix, const Image& image, const Activation
     Plans plans = make_plans(m, image, x.plain != nullptr || dx.plain != nullptr, g.plain != nullptr, blocked);
     const int64_t windows = (dx.given() ? 1 : 0) + (dw ? 1 : 0), private_dw = dw ? up(weights, 16) : 0;
     const bool in_place = can_go_backward_in_place(m, image, g, x, dx);
-    if (in_place) read_in_place(plans.parts[0]);
-    if (in_place) plans.parts[0].out.bare = true;
-    Backward parts[2];
+    if (in_place) read_in_place(plans.parts[0], true);
+    Backward parts[2] = {};
     int64_t floats = 0, shared = 0;
     for (int i = 0; i < plans.count; ++i) {
         Backward& b = parts[i];
@@ -233,10 +242,12 @@ Failure conv_backward(const Stored& matrix, const Image& image, const Activation
         b.lines = in_place ? image.span_h() : window_lines(image, b.plan.in, b.block);
         floats = most(floats, windows * b.lines * slab_line(b.plan.in) + b.block * slab_line(b.plan.out));
     }
+    const Image few_image = plans.loose_image();
+    if (plans.loose > 0) floats += loose_floats(few_image, parts[0].plan);
     Sorting sorting = sorting_for_dots(m, parts[0].plan, parts[0].dot_lines);
     sorting.again = plans.count > 1, sorting.back = dw != nullptr;
     const int64_t shares = up(sorting.kinds(), 8);
-    Scratch scratch(plans_bytes(plans, m, sorting, threads) + (in_place ? in_place_bytes(m, image) : 0) +
+    Scratch scratch(plans_bytes(plans, m, sorting, threads) + (in_place ? in_place_bytes(m, image) : 0) + loose_bytes(few_image) +
                     threads * ((floats + private_dw) * 4 + shares * static_cast<int64_t>(sizeof(Share))) + shared * 4 + 1024);
     if (scratch.data() == nullptr) return "out of memory";
     Memory memory{scratch.data()};
@@ -252,6 +263,7 @@ Failure conv_backward(const Stored& matrix, const Image& image, const Activation
         if (in_place) b.ring = make_ring(m, image, b.plan.in, b.a, memory);
         if (in_place) b.edges = make_edges(m, image, b.a, memory);
     }
+    if (plans.loose > 0) parts[0].loose = make_loose(few_image, parts[0].plan, parts[0].in, parts[0].out, memory);
     const int32_t* order = parts[0].a.order;
     float* buffers = memory.take<float>(threads * floats);
     float* few = memory.take<float>(shared);
@@ -266,7 +278,7 @@ Failure conv_backward(const Stored& matrix, const Image& image, const Activation
         const int64_t begin = together ? weights * id / team : 0, end = together ? weights * (id + 1) / team : weights;
         if (dw != nullptr) std::memset(sum_of + begin, 0, static_cast<size_t>(end - begin) * 4);
         for (int i = 0; i < plans.count; ++i) {
-            backward_share(parts[i], id, team, buffers + id * floats, few, all_shares + id * shares, sum_of);
+            backward_share(parts[i], id, team, few, {buffers + id * floats, all_shares + id * shares, sum_of, {}, {0, 0}});
         }
         drain_streams();
         const bool add = dw != nullptr && (sums > 1 || order != nullptr);

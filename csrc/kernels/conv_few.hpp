@@ -75,21 +75,24 @@ OW_INLINE void few_pieces(const Lowered& a, typename Op::In* in, typename Op::Ou
     }
 }
 
+// Row groups `g` against `vectors` vectors.
+OW_INLINE void few_product(const Sorted& a, Range g, const float* in, float* out, int64_t vectors) {
+    if (a.windows < 2) return few_pieces<Gather>(only_groups(a.range(0, 0, a.kinds), g), in, out, vectors);
+    const int64_t piece = piece_of(a.a.height, vectors);
+    for (int64_t v = 0; v < vectors; v += piece) {
+        for (int64_t w = 0; w < a.windows; ++w) {
+            cut_product(only_groups(a.range(w, 0, a.kinds), g), w == 0, in + v * kLanes, out + v * kLanes, least(piece, vectors - v));
+        }
+    }
+}
+OW_INLINE void few_scatter(const Sorted& a, Range g, float* in, const float* out, int64_t vectors) {
+    for (int64_t w = 0; w < a.windows; ++w) few_pieces<Scatter>(only_groups(a.range(w, 0, a.kinds), g), in, out, vectors);
+}
+
 [[maybe_unused]] static void few_forward(const FewImages& f, const float* x, const float* bias, float* y, int64_t id, int64_t team) {
     pack_channels(f.in, x, f.channels(f.in, id, team), f.x);
 #pragma omp barrier
-    const Range groups = f.groups(id, team);
-    const int64_t piece = piece_of(f.a.a.height, f.vectors);
-    if (f.a.windows > 1) {
-        for (int64_t v = 0; v < f.vectors; v += piece) {
-            for (int64_t w = 0; w < f.a.windows; ++w) {
-                const Lowered window = only_groups(f.a.range(w, 0, f.a.kinds), groups);
-                cut_product(window, w == 0, f.x + v * kLanes, f.y + v * kLanes, least(piece, f.vectors - v));
-            }
-        }
-    } else {
-        few_pieces<Gather>(only_groups(f.a.range(0, 0, f.a.kinds), groups), f.x, f.y, f.vectors);
-    }
+    few_product(f.a, f.groups(id, team), f.x, f.y, f.vectors);
     if (id == 0) fill_missing(f.a.a, bias, f.y, f.out.channel, f.vectors);
 #pragma omp barrier
     unpack_channels(f.out, f.y, f.channels(f.out, id, team), y);
@@ -104,13 +107,6 @@ OW_INLINE void few_dots(const FewImages& f, Range g, float* dw) {
     }
 }
 
-OW_INLINE void few_scatter(const FewImages& f, Range g, float* dx) {
-    zero_lines(f.in, dx, 1);
-    for (int64_t w = 0; w < f.a.windows; ++w) {
-        few_pieces<Scatter>(only_groups(f.a.range(w, 0, f.a.kinds), g), dx, f.y, f.vectors);
-    }
-}
-
 // A dx or dw that is null is not computed; dw needs x.  Every thread adds the weight gradients of its own groups to its dw.
 [[maybe_unused]] static void few_backward(const FewImages& f, const float* g, const float* x, float* dx, float* dw, int64_t id,
                                           int64_t team) {
@@ -119,7 +115,8 @@ OW_INLINE void few_scatter(const FewImages& f, Range g, float* dx) {
 #pragma omp barrier
     if (dw != nullptr) few_dots(f, f.groups(id, team), dw);
     for (int64_t part = id; dx != nullptr && part < kFoldedParts; part += team) {
-        few_scatter(f, f.groups(part, kFoldedParts), f.dx + part * f.in.line);
+        zero_lines(f.in, f.dx + part * f.in.line, 1);
+        few_scatter(f.a, f.groups(part, kFoldedParts), f.dx + part * f.in.line, f.y, f.vectors);
     }
 #pragma omp barrier
     if (dx == nullptr) return;

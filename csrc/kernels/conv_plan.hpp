@@ -12,6 +12,7 @@ namespace OPENWORK_ISA_NAMESPACE {
 constexpr int64_t kFetches = 8;     // of what is read next, during one pass over the weights
 constexpr int64_t kPieces = 8;      // vectors of a line up to which it is one piece, where taps are passed over
 constexpr int64_t kNarrow = 8;      // pixels of a line, up to which padding beside it is passed over
+constexpr int64_t kLooseUnits = 2;  // of sixteen outputs, up to which the last images are computed as single pixels
 constexpr int64_t kShort = 16;      // lines of an image, up to which padding above and below it is
 
 struct Range {
@@ -45,6 +46,13 @@ struct Plan : Shapes {
 struct Plans {
     Plan parts[2];
     int count;
+    int64_t loose = 0;  // images after those of the parts
+
+    Image loose_image() const {
+        Image image = parts[0].image;
+        image.batch = loose;
+        return image;
+    }
 };
 
 // How the columns are sorted.  Single taps make lists long enough for row groups alone.
@@ -55,15 +63,24 @@ OW_INLINE By sorted_by(const Stored& m, const Image& image, int64_t lanes) {
     return image.pad_h > 0 && image.out_height() <= kShort ? By::kTapLine : By::kNothing;
 }
 
+// Whether the outputs of so few images should lie side by side as those of one pixel of plan `p`.
+OW_INLINE bool fits_loose(const Image& image, const Plan& p) {
+    const int64_t outputs = image.batch * image.out_height() * image.out_width();
+    return image.stride_h == 1 && image.stride_w == 1 && image.pad_h >= 0 && image.pad_w >= 0 && p.in.pixels >= image.span_w() &&
+           outputs <= kLooseUnits * kBatchLanes;
+}
+
 OW_INLINE Plan folded_plan(const Stored& m, const Image& image, int64_t first, int64_t lanes) {
     return {folded_shapes(m, image, lanes), image, first, By::kNothing};
 }
 
-// Makes a plan read the blocked tensor that the convolution's input is, where it is; the padding is passed over.
-OW_INLINE void read_in_place(Plan& p) {
+// Makes a plan read the blocked tensor that the convolution's input is, and the output's gradient if that is read, too, where they are;
+// the padding is passed over.
+OW_INLINE void read_in_place(Plan& p, bool outputs) {
     p.by = By::kTap;
     p.in.pad_left = 0, p.in.pixels = p.image.width;
     p.in.bare = true;
+    p.out.bare = outputs;
 }
 OW_INLINE bool can_read_in_place(const Stored& m, const Image& image, const Activation& x) {
     return bare(x) && m.height >= 8 && image.taps() > 1 && image.out_width() > kNarrow && image.stride_w == 1 && image.pad_h >= 0 && image.pad_w >= 0;
@@ -88,6 +105,10 @@ OW_INLINE Plans make_plans(const Stored& m, const Image& image, bool plain_in, b
     const By by = sorted_by(m, image, lanes);
     Plans plans{{make_plan(m, most_images, 0, lanes, by, plain_in, plain_out), {}}, 1};
     if (!split) return plans;
+    if (fits_loose(few, plans.parts[0])) {
+        plans.loose = rest;
+        return plans;
+    }
     const int64_t few_lanes = batch_lanes(rest);
     const By few_by = by == By::kTap ? By::kTapLine : by;
     plans.parts[plans.count++] = folds(m, few, few_lanes) ? folded_plan(m, few, whole, few_lanes)

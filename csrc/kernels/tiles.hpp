@@ -195,9 +195,17 @@ OW_INLINE void fill_missing(const Lowered& a, const float* bias, float* out, int
 
 // The places that a dot product runs over: `lines` strips of `vectors` vectors.
 struct Edges;
+struct Apart;
 struct Places {
     int64_t lines, in_line, out_line, vectors;
     const Edges* edges = nullptr;  // pixels beside each strip
+    const Apart* apart = nullptr;  // and elsewhere
+};
+
+// Pixels that lie apart from the strips.
+struct Apart {
+    const float *in, *out;
+    int64_t count, in_step, out_step;
 };
 
 // Pixels [0, left) and [right, width) of an output line, of which a column's tap reads pixel w + shift, or nothing where that lies
@@ -267,6 +275,11 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
     for (int i = 0; i < MR * KT; ++i) acc[i] = Vec{};
     OW_UNROLL
     for (int j = 0; j < KT; ++j) column[j] = columns[least<int64_t>(j, count - 1)];
+    const bool apart = __builtin_expect(p.apart != nullptr, 0);
+    if (apart) {
+        OW_UNROLL
+        for (int j = 0; j < KT; ++j) __builtin_prefetch(p.apart->in + column[j]);
+    }
     for (int64_t line = 0; line < p.lines; ++line) {
         const float* x = in + line * p.in_line;
         const float* g = out + line * p.out_line;
@@ -275,6 +288,11 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
         if constexpr (MR == 1) dot_steps<MR, KT, 4>(x, g, column, rows, v, p.vectors, acc);
         dot_steps<MR, KT, 1>(x, g, column, rows, v, p.vectors, acc);
         if (p.edges != nullptr) dot_edges<MR, KT>(*p.edges, x, g, columns, count, column, rows, acc);
+    }
+    for (int64_t i = 0; apart && i < p.apart->count; ++i) {
+        const float *x = p.apart->in + i * p.apart->in_step, *g = p.apart->out + i * p.apart->out_step;
+        int64_t v = 0;
+        dot_steps<MR, KT, 1>(x, g, column, rows, v, kBatchLanes / kLanes, acc);
     }
     OW_UNROLL
     for (int i = 0; i < MR * KT; i += 4) {

@@ -49,7 +49,7 @@ def test_windows_of_many_channels(height, batch):
 
 
 @HEIGHTS
-@pytest.mark.parametrize("batch", [1, 4, 19])
+@pytest.mark.parametrize("batch", [1, 4, 17, 18, 19])
 def test_any_number_of_threads(height, batch):
     """But for the weight gradient, which sums over threads where there are other images."""
     conv, draw = conv_of(GEOMETRIES[0], batch, rows=90, channels=30), torch.Generator().manual_seed(3)

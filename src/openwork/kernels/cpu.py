@@ -165,8 +165,8 @@ def conv2d_gradients(
     backward: Callable[..., None] = native.conv_backward_bf16 if narrow else native.conv_backward
     if values is not None and gathers(pattern, window):
         flipped = geometry(window.output_size(*input_size), mirrored(window))
-        weight = turned(pattern, values, window.taps)
-        order = () if narrow else (_transposition(pattern, window.taps)[1],)
+        weight, kept = turned(pattern, values, window.taps)
+        order = () if narrow else (kept,)
         forward(g, dx, 0, batch, *flipped, *weight, *order, threads())
         dx = (0, 0, 0)
     if any(dx) or dvalues is not None:
@@ -250,12 +250,13 @@ def sortings(pattern: Pattern) -> native.Sortings:
     return found[1]
 
 
-def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[int, ...]:
-    """The transposed weight of a pattern of height 1, its values taken through ``order``."""
-    offsets, cols, order = _transposition(pattern, taps)[0]
+def turned(pattern: Pattern, values: Tensor, taps: int) -> tuple[tuple[int, ...], native.Sortings]:
+    """The transposed weight of a pattern of height 1, its values taken through ``order``, and how convolutions sorted it."""
+    (offsets, cols, order), orders = _transposition(pattern, taps)
     inputs = pattern.shape[1] // taps
     shape = (inputs, pattern.shape[0] * taps)
-    return (values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, inputs, 1, len(cols))
+    weight = (values.data_ptr(), order.data_ptr(), 0, offsets.data_ptr(), cols.data_ptr(), *shape, inputs, 1, len(cols))
+    return weight, orders
 
 
 def _transposition(pattern: Pattern, taps: int) -> tuple[_Index, native.Sortings]:

@@ -49,7 +49,7 @@ def linear_backward(
     scattered = dx
     if values is not None and dx is not None and pattern.height == 1:
         # As in float32, single rows are gathered.
-        turned = cpu.turned(pattern, values, 1)
+        turned = cpu.turned(pattern, values, 1)[0]
         native.linear_forward_bf16(g.data_ptr(), dx.data_ptr(), 0, g.shape[0], *turned, cpu.threads())
         scattered = None
     if scattered is not None or dvalues is not None or sums is not None:
