@@ -77,9 +77,12 @@ void add_dots(const Backward& b, int64_t h, int64_t count, const float* in, cons
                 if (g % step == 0) ahead.fetch((w * a.groups + g) * shared + i, all);
                 const Share& s = shares[i];
                 const int64_t at = i * each * b.a.stride + g;
-                Places places = s.places;
-                if (g >= own.groups.from && g < own.groups.to) places.apart = &own.apart;
-                dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, places, own.dw);
+                if (g >= own.groups.from && g < own.groups.to) {
+                    const PlacesAndApart places{s.places, own.apart};
+                    dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, places, own.dw);
+                    continue;
+                }
+                dot_group(a, g, window.offsets[at], window.ends[at], in + s.in, out + s.out, s.places, own.dw);
             }
         }
     }

@@ -5,6 +5,8 @@
 // any geometry differ in these offsets only.
 #pragma once
 
+#include <type_traits>
+
 #include "../lower.hpp"
 #include "tile_table.hpp"
 
@@ -195,17 +197,18 @@ OW_INLINE void fill_missing(const Lowered& a, const float* bias, float* out, int
 
 // The places that a dot product runs over: `lines` strips of `vectors` vectors.
 struct Edges;
-struct Apart;
 struct Places {
     int64_t lines, in_line, out_line, vectors;
     const Edges* edges = nullptr;  // pixels beside each strip
-    const Apart* apart = nullptr;  // and elsewhere
 };
 
 // Pixels that lie apart from the strips.
 struct Apart {
     const float *in, *out;
     int64_t count, in_step, out_step;
+};
+struct PlacesAndApart : Places {
+    Apart apart;
 };
 
 // Pixels [0, left) and [right, width) of an output line, of which a column's tap reads pixel w + shift, or nothing where that lies
@@ -265,8 +268,8 @@ OW_INLINE void dot_edges(const Edges& e, const float* in, const float* out, cons
 }
 
 // MR rows x KT columns, whose sums are taken in fours.
-template <int MR, int KT>
-OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
+template <int MR, int KT, typename P>
+OW_INLINE void dot_tile(const float* in, const float* out, const P& p, const int32_t* columns, int64_t count, const int32_t* rows,
                         float* dw, int64_t height) {
     static_assert(MR * KT % 4 == 0 && 4 % MR == 0 && (MR == 1 || kDotColumns % KT == 0));
     Vec acc[MR * KT];
@@ -275,10 +278,10 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
     for (int i = 0; i < MR * KT; ++i) acc[i] = Vec{};
     OW_UNROLL
     for (int j = 0; j < KT; ++j) column[j] = columns[least<int64_t>(j, count - 1)];
-    const bool apart = __builtin_expect(p.apart != nullptr, 0);
-    if (apart) {
+    constexpr bool kApart = std::is_same_v<P, PlacesAndApart>;
+    if constexpr (kApart) {
         OW_UNROLL
-        for (int j = 0; j < KT; ++j) __builtin_prefetch(p.apart->in + column[j]);
+        for (int j = 0; j < KT; ++j) __builtin_prefetch(p.apart.in + column[j]);
     }
     for (int64_t line = 0; line < p.lines; ++line) {
         const float* x = in + line * p.in_line;
@@ -289,10 +292,11 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
         dot_steps<MR, KT, 1>(x, g, column, rows, v, p.vectors, acc);
         if (p.edges != nullptr) dot_edges<MR, KT>(*p.edges, x, g, columns, count, column, rows, acc);
     }
-    for (int64_t i = 0; apart && i < p.apart->count; ++i) {
-        const float *x = p.apart->in + i * p.apart->in_step, *g = p.apart->out + i * p.apart->out_step;
-        int64_t v = 0;
-        dot_steps<MR, KT, 1>(x, g, column, rows, v, kBatchLanes / kLanes, acc);
+    if constexpr (kApart) {
+        for (int64_t i = 0; i < p.apart.count; ++i) {
+            int64_t v = 0;
+            dot_steps<MR, KT, 1>(p.apart.in + i * p.apart.in_step, p.apart.out + i * p.apart.out_step, column, rows, v, kBatchLanes / kLanes, acc);
+        }
     }
     OW_UNROLL
     for (int i = 0; i < MR * KT; i += 4) {
@@ -311,8 +315,8 @@ OW_INLINE void dot_tile(const float* in, const float* out, const Places& p, cons
 }
 
 // MR rows against `count` columns, KT at a time; what is left over is computed in half a tile if that is enough.
-template <int MR, int KT>
-OW_INLINE void dot_tiles(const float* in, const float* out, const Places& p, const int32_t* columns, int64_t count, const int32_t* rows,
+template <int MR, int KT, typename P>
+OW_INLINE void dot_tiles(const float* in, const float* out, const P& p, const int32_t* columns, int64_t count, const int32_t* rows,
                          float* dw, int64_t height) {
     constexpr int kHalf = (KT / 2 + 4 / MR - 1) / (4 / MR) * (4 / MR);
     for (int64_t k = 0; k < count; k += KT) {
@@ -325,8 +329,9 @@ OW_INLINE void dot_tiles(const float* in, const float* out, const Places& p, con
 }
 
 // Rows [r0, r1) of one group against `count` columns.
+template <typename P>
 OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count, const int32_t* rows, int64_t r0, int64_t r1,
-                        const float* in, const float* out, const Places& p, float* dw) {
+                        const float* in, const float* out, const P& p, float* dw) {
     int64_t r = r0;
     for (; r + 4 <= r1; r += 4) dot_tiles<4, kDotTiles.of_four>(in, out, p, columns, count, rows + r, dw + r, a.height);
     if (r + 2 <= r1) {
@@ -337,7 +342,8 @@ OW_INLINE void dot_rows(const Lowered& a, const int32_t* columns, int64_t count,
 }
 
 // Adds to dw[k][row] for the stored columns [k0, k1) of group g.  Padded rows are left alone.
-OW_INLINE void dot_group(const Lowered& a, int64_t g, int64_t k0, int64_t k1, const float* in, const float* out, const Places& p, float* dw) {
+template <typename P>
+OW_INLINE void dot_group(const Lowered& a, int64_t g, int64_t k0, int64_t k1, const float* in, const float* out, const P& p, float* dw) {
     const int64_t h = a.height;
     const int32_t* rows = a.rows + g * h;
     if (g >= a.full_groups) {
